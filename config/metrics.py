@@ -1,0 +1,170 @@
+"""What an operator can measure: every metric, declared once, with its unit and the question it answers.
+
+Import the metric where the thing happens: ``metrics.frames.inc()``. `docs/metrics.md` is generated from this
+file (``make docs``). Labels take few values, and each declaration says which: nothing of a user's, no id and no
+free text may become one, since every new value is a new series in Prometheus for as long as it remembers.
+"""
+
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram
+
+OTHER: Final = "other"
+
+# What a person notices of a stream lies between 10 ms and a minute; an answer takes up to ten minutes.
+_FELT: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_ANSWER: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
+# Kafka acknowledges in about a millisecond, and the token path gives up after a few seconds.
+_ACKNOWLEDGED: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0)
+_FRAME: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the catalogue. ``labels`` says for each label which values it takes."""
+
+    metric: Counter | Gauge | Histogram
+    name: str
+    kind: str
+    question: str
+    labels: dict[str, str]
+
+
+catalogue: list[Entry] = []
+
+
+def _entered(metric: M, name: str, question: str, labels: dict[str, str]) -> M:
+    catalogue.append(Entry(metric, name, type(metric).__name__.lower(), question, labels))
+    return metric
+
+
+def _counter(name: str, question: str, **labels: str) -> Counter:
+    return _entered(Counter(name, question, tuple(labels)), name, question, labels)
+
+
+def _gauge(name: str, question: str, **labels: str) -> Gauge:
+    return _entered(Gauge(name, question, tuple(labels)), name, question, labels)
+
+
+def _histogram(name: str, question: str, buckets: tuple[float, ...], **labels: str) -> Histogram:
+    return _entered(Histogram(name, question, tuple(labels), buckets=buckets), name, question, labels)
+
+
+# -- questions and turns
+questions_accepted = _counter(
+    "headrace_questions_accepted_total",
+    "How many questions has Kafka taken from this worker's clients? Compare its rate with that of the turns finished.",
+)
+turns_in_work = _gauge(
+    "headrace_turns_in_work",
+    "How many questions does this worker hold, running or queued? At HEADRACE_TURNS_IN_WORK the rest waits in Kafka.",
+)
+turns_finished = _counter(
+    "headrace_turns_finished_total",
+    "How do turns end? A rising share of failed means that the model server or its settings need a look.",
+    outcome="completed, stopped, failed, handed_over",
+)
+time_to_first_token = _histogram(
+    "headrace_time_to_first_token_seconds",
+    "How long does a person wait, from the accepted question to the first word in the log?",
+    _FELT,
+)
+turn_duration = _histogram(
+    "headrace_turn_duration_seconds",
+    "How long does an answer take, from the accepted question to its end in the log?",
+    _ANSWER,
+)
+turns_resumed = _counter(
+    "headrace_turns_resumed_total",
+    "How often was a turn taken up again, by a claim after its first? Each is a worker that died, left or was shut out,"
+    " or a model that broke off.",
+)
+controls = _counter(
+    "headrace_controls_total",
+    "What do people ask for besides answers?",
+    action="create, rename, erase, stop",
+)
+
+# -- the token path
+tokens_logged = _counter(
+    "headrace_tokens_logged_total",
+    "How many pieces of answers did this worker write to the log and see acknowledged?",
+)
+frames = _counter(
+    "headrace_frames_total",
+    "How many Kafka records did these pieces take? Kafka costs per record, so this is what a broker feels.",
+)
+tokens_per_frame = _histogram(
+    "headrace_tokens_per_frame",
+    "How well do frames fill? 1 to 2 under load means that HEADRACE_FRAME_MS is too short or partitions are too many.",
+    _FRAME,
+)
+frame_ack = _histogram(
+    "headrace_frame_ack_seconds",
+    "How long does Kafka take to acknowledge a frame? What a reader sees is at least this old.",
+    _ACKNOWLEDGED,
+)
+tail_lag = _gauge(
+    "headrace_tail_lag_records",
+    "How many records of the token topic has this worker's tail still to read? Readers see nothing newer.",
+)
+fenced_records = _counter(
+    "headrace_fenced_records_total",
+    "How many records of the token topic did not count, being of an older epoch or out of place? A few follow every"
+    " failover; a steady rate is a worker that does not know that it lost its partitions.",
+)
+
+# -- readers
+open_streams = _gauge(
+    "headrace_open_streams",
+    "How many clients listen to this worker now?",
+    kind="events, completions, websocket",
+)
+slow_readers = _counter(
+    "headrace_slow_readers_total",
+    "How many readers were cut off because they took no byte for HEADRACE_WRITE_SECONDS?",
+)
+log_reads = _counter(
+    "headrace_log_reads_total",
+    "How many readers came too late, too slow or to the wrong worker, and were served by reading the log back?",
+)
+
+# -- the model server
+model_requests = _counter(
+    "headrace_model_requests_total",
+    "What becomes of requests to the model server?",
+    result="completed, busy, refused, broken, cancelled",
+)
+model_requests_open = _gauge(
+    "headrace_model_requests_open",
+    "How many answers does the model server write for this worker at this moment?",
+)
+
+# -- delivery
+dead_letters = _counter(
+    "headrace_dead_letters_total",
+    "How many records were set aside, and why? Each is on chat.dead-letters.v1 with its place and reason.",
+    reason="the codes of domain/errors.py",
+)
+recovery = _histogram(
+    "headrace_recovery_seconds",
+    "How long are conversations unavailable when partitions move here, until their tables are back?",
+    (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+
+# -- HTTP
+http_requests = _counter(
+    "headrace_http_requests_total",
+    "Which routes are used, and how do they answer?",
+    route="the route's pattern, or other where none matched",
+    status="the three digits",
+)
+http_request_duration = _histogram(
+    "headrace_http_request_seconds",
+    "How long does a route take to begin its answer? Streams count until their headers are out.",
+    _FELT,
+    route="the route's pattern, or other where none matched",
+)

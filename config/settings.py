@@ -1,0 +1,283 @@
+"""What an operator can set. Every variable is read here and nowhere else, and a wrong one stops the start.
+
+Names are HEADRACE_ and the field's name in capitals, but for the five URLs and keys that other programs use
+too. `docs/settings.md` is generated from this file (``make docs``).
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Annotated, Literal, NoReturn, Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _plain(name: str) -> AliasChoices:
+    """Read this variable under its usual name, without our prefix."""
+    return AliasChoices(name)
+
+
+class Settings(BaseSettings):
+    """All settings of a worker, read from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True)
+
+    # -- whom we talk to
+    kafka_bootstrap_servers: str = Field(
+        "127.0.0.1:9092",
+        validation_alias=_plain("KAFKA_BOOTSTRAP_SERVERS"),
+        description="Kafka brokers to start from, as host:port,host:port. Name two or more, so that a worker"
+        " can start while one of them is down.",
+    )
+    elasticsearch_url: str = Field(
+        "http://127.0.0.1:9200",
+        validation_alias=_plain("ELASTICSEARCH_URL"),
+        description="The Elasticsearch 8 server that holds passages and finished turns.",
+    )
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://127.0.0.1:5432/headrace"),
+        validation_alias=_plain("DATABASE_URL"),
+        description="The Postgres database for finished turns, as a URL that psycopg understands.",
+    )
+    openai_base_url: str = Field(
+        "http://127.0.0.1:8080/v1",
+        validation_alias=_plain("OPENAI_BASE_URL"),
+        description="The model server: anything that speaks OpenAI's chat completions (vLLM, llama.cpp,"
+        " Ollama, OpenAI itself). The path usually ends in /v1.",
+    )
+    openai_api_key: SecretStr = Field(
+        SecretStr("none"),
+        validation_alias=_plain("OPENAI_API_KEY"),
+        description="The key for the model server. Servers of one's own usually ignore it.",
+    )
+
+    # -- who may ask
+    auth: Literal["required", "dev"] = Field(
+        "required",
+        description="`required`: every request needs a key. `dev`: everyone is the user dev with every right;"
+        " refused unless the server listens on a loopback address only.",
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Static keys, as tenant/user:key and separated by commas. Without any, a worker with"
+        " auth=required answers 401 to everyone. A key needs 16 characters or more, so that it cannot be guessed.",
+    )
+    max_body_bytes: Positive = Field(
+        1 << 20,
+        description="Largest request body. Larger ones are answered 413 before they are read.",
+    )
+    max_input_chars: Positive = Field(
+        32_000,
+        description="Longest question. About 8,000 model tokens of English, which is more than most"
+        " models read with attention.",
+    )
+
+    # -- Kafka
+    group: str = Field(
+        "headrace",
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="Consumer group of the workers, and the name of their data folder. Workers with the same"
+        " group share the work.",
+    )
+    topic_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="Goes before every topic's name, for several installations on one Kafka.",
+    )
+    partitions: Annotated[int, Field(ge=1, le=4096)] = Field(
+        8,
+        description="Partitions of the conversation topics, and so the largest number of workers that answer."
+        " Cannot be changed later: a conversation would move to another partition than its past.",
+    )
+    replication: Annotated[int, Field(ge=1, le=10)] = Field(
+        1,
+        description="Copies of each partition. 3 in production: then any broker can die.",
+    )
+    questions_days: Positive = Field(
+        7, description="Days that questions and controls are kept: how long an outage may last without loss."
+    )
+    tokens_days: Positive = Field(
+        3, description="Days that tokens are kept: how long a stream can be read again, event by event."
+    )
+    turns_days: Positive = Field(
+        30, description="Days that finished turns and dead letters are kept for whoever reads the topics."
+    )
+    session_seconds: Annotated[float, Field(ge=1, le=300)] = Field(
+        6.0,
+        description="How long Kafka waits for a silent worker before it gives its partitions to others."
+        " Shorter finds a dead worker sooner; a pause longer than this costs a rebalance.",
+    )
+    drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
+        0.0,
+        description="On SIGTERM, how long running answers may go on before they are handed over. 0 hands"
+        " over at once: the next worker continues them at the next token, after about a second.",
+    )
+    idle_fetch_pause_ms: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="Pause after an empty fetch. Leave it 0 on Kafka, which waits by itself; the embedded"
+        " broker answers at once and wants 5, else an idle worker fills a core.",
+    )
+
+    # -- answering
+    model: str = Field(
+        "",
+        description="The model that `headrace` and turns without a model use. Empty: the first that the model"
+        " server lists.",
+    )
+    model_resume: Literal["auto", "prefill"] = Field(
+        "auto",
+        description="How an interrupted answer goes on. The text so far always goes to the server as the"
+        " start of its answer. `prefill`: the server is known to continue it. `auto`: it may also begin anew,"
+        " and what it repeats is cut off.",
+    )
+    model_connect_seconds: Seconds = Field(
+        5.0, description="How long to wait for a connection to the model server before trying again."
+    )
+    model_stall_seconds: Seconds = Field(
+        60.0,
+        description="How long a model may say nothing before its stream is given up and the answer resumed."
+        " Longer than the slowest prompt takes to read.",
+    )
+    model_attempts: Positive = Field(
+        8,
+        description="How often an answer is taken up again without a new token before it fails visibly.",
+    )
+    turn_seconds: Seconds = Field(
+        600.0, description="Longest time for one answer, over all its attempts. Then it fails visibly."
+    )
+    answer_tokens: Positive = Field(
+        1024, description="Most model tokens of an answer, where the client does not ask for less."
+    )
+    context_tokens: Positive = Field(
+        3072,
+        description="Most model tokens of a prompt: instructions, earlier turns and the question. With the"
+        " answer it has to fit the model's window.",
+    )
+    session_tokens: Positive = Field(
+        8192,
+        description="How much of a conversation its RocksDB row keeps, in model tokens: the last turns that fit."
+        " More than a prompt takes, so that a person can scroll back.",
+    )
+    turns_in_work: Positive = Field(
+        256,
+        description="Questions that one worker holds at once, running or queued. Beyond it, they wait in Kafka.",
+    )
+
+    # -- the token path
+    frame_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
+        5.0,
+        description="Least time between two frames of tokens to one partition. Nobody sees 5 ms; without it"
+        " Kafka costs five times as much.",
+    )
+    ping_seconds: Seconds = Field(
+        15.0, description="After this much silence a comment goes out, so that proxies keep a stream open."
+    )
+    write_seconds: Seconds = Field(
+        20.0,
+        description="How long a reader may take no byte before it is cut off. It can come back and misses nothing.",
+    )
+
+    # -- what an operator reads
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="`json`: one ECS object a line. `text`: for people. `auto`: text on a terminal."
+    )
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _brokers(cls, value: str) -> str:
+        for broker in value.split(","):
+            host, _, port = broker.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{broker!r} is not host:port")
+        return ",".join(broker.strip() for broker in value.split(","))
+
+    @field_validator("elasticsearch_url", "openai_base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("must be a URL that begins with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: SecretStr) -> SecretStr:
+        if not re.match(r"postgres(ql)?://", value.get_secret_value()):
+            raise ValueError("must be a URL that begins with postgresql://")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.session_tokens < self.context_tokens:
+            raise ValueError("HEADRACE_SESSION_TOKENS must be at least HEADRACE_CONTEXT_TOKENS")
+        return self
+
+    @property
+    def keys(self) -> dict[str, tuple[str, str]]:
+        """The static keys: key -> (tenant, user)."""
+        return parse_keys(self.api_keys.get_secret_value())
+
+
+def parse_keys(text: str) -> dict[str, tuple[str, str]]:
+    """Return key -> (tenant, user); raises ValueError, which never quotes a key."""
+    keys = {}
+    for number, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
+        match = re.fullmatch(r"([\w.@-]+)/([\w.@-]+):(\S{16,})", entry)
+        if not match:
+            raise ValueError(f"entry {number} must be tenant/user:key, with a key of 16 characters or more")
+        keys[match[3]] = (match[1], match[2])
+    return keys
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a field."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"HEADRACE_{field.upper()}"
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line a mistake which variable is wrong and what it may be, without quoting secrets."""
+    lines = []
+    for mistake in error.errors(include_input=False, include_url=False):
+        name = str(mistake["loc"][0]) if mistake["loc"] else ""
+        shown = variable(name) if name in Settings.model_fields else name
+        message = mistake["msg"].removeprefix("Value error, ")
+        lines.append(f"{shown}: {message}" if shown else message)
+    return "\n".join(lines)
+
+
+def misspelt(names: Iterable[str]) -> list[str]:
+    """Say of each variable that is almost one of ours, but not quite, which one it was probably meant to be.
+
+    Names that resemble none are left alone: Kubernetes makes some of its own for a service called headrace.
+    """
+    known = [variable(field) for field in Settings.model_fields]
+    strangers = sorted(name for name in names if name.startswith("HEADRACE_") and name not in known)
+    meant = [(name, get_close_matches(name, known, n=1, cutoff=0.93)) for name in strangers]
+    return [f"{name}: there is no such setting; did you mean {close[0]}?" for name, close in meant if close]
+
+
+@lru_cache(maxsize=1)
+def load() -> Settings:
+    """Return the settings, or end the process with what is wrong with them."""
+    if wrong := misspelt(os.environ):
+        _refuse("\n".join(wrong))
+    try:
+        return Settings()
+    except ValidationError as error:
+        _refuse(explain(error))
+
+
+def _refuse(why: str) -> NoReturn:
+    raise SystemExit(f"Headrace cannot start, because a setting is wrong:\n{why}\nSee docs/settings.md.")

@@ -1,0 +1,77 @@
+"""What can go wrong, sorted by who can do something about it.
+
+ChatError
+├── Retriable             the same call may work soon: back off and repeat
+│   ├── ModelBusy         429, 5xx, refused, time-out, broken or stalled stream
+│   ├── LogUnavailable    Kafka did not take or return a record in time
+│   └── NotOwner          another worker owns the conversation's partition, or a rebalance is going on
+└── Rejected              it never will work: dead-letter it and tell the user why
+    ├── BadRecord         a record on a topic that cannot be decoded
+    ├── BadRequest        the model server refuses this request, whoever sends it again
+    ├── Expired           the log was asked for what it has deleted already
+    └── TurnFailed        the turn cannot be finished within its attempts or its time
+"""
+
+
+class ChatError(Exception):
+    """Root of every error that Headrace raises on purpose. ``code`` is stable and goes out to clients."""
+
+    code = "internal_error"
+
+
+class Retriable(ChatError):
+    """The same call may work soon. ``retry_after`` is the server's own wish in seconds, if it gave one."""
+
+    code = "temporarily_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ModelBusy(Retriable):
+    """The model server is overloaded, unreachable, or broke off in the middle of an answer."""
+
+    code = "model_unavailable"
+
+
+class LogUnavailable(Retriable):
+    """Kafka did not acknowledge or return a record in time."""
+
+    code = "log_unavailable"
+
+
+class NotOwner(Retriable):
+    """This worker does not hold the conversation's partition now."""
+
+    code = "not_owner"
+
+
+class Rejected(ChatError):
+    """Trying again cannot help."""
+
+    code = "rejected"
+
+
+class BadRecord(Rejected):
+    """A record on one of our topics cannot be decoded."""
+
+    code = "bad_record"
+
+
+class BadRequest(Rejected):
+    """The model server refused the request itself (a 4xx other than 408, 409 and 429)."""
+
+    code = "model_refused"
+
+
+class Expired(Rejected):
+    """The log has deleted what was asked for: it is older than the topic's retention."""
+
+    code = "expired"
+
+
+class TurnFailed(Rejected):
+    """The turn used up its attempts or its time without reaching an end."""
+
+    code = "turn_failed"

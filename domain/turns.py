@@ -1,0 +1,52 @@
+"""The life of a turn: its statuses, and what its end says."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from domain.generation import Usage
+
+Status = Literal["queued", "running", "completed", "stopped", "failed", "handed_over"]
+Outcome = Literal["completed", "stopped", "failed", "handed_over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds since the question was accepted, by the answering worker's clock."""
+
+    started_ms: int = 0
+    first_token_ms: int = 0
+    total_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a turn failed, for a person (``message``) and for a program (``code``)."""
+
+    message: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last record of a turn. Written as JSON into the text of a token of kind ``end``.
+
+    ``model`` is the model server's own name of what answered, ``finish`` OpenAI's finish reason.
+    """
+
+    outcome: Outcome
+    model: str = ""
+    finish: str = "stop"
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the claim of a turn says; the first one becomes ``turn.started``. Written as JSON.
+
+    ``model`` is the model as the client named it.
+    """
+
+    conversation_id: str
+    model: str
