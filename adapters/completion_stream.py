@@ -1,0 +1,137 @@
+"""The bytes of one streamed chat completion, decoded into `Delta`s.
+
+OpenAI's published shape, read as leniently as the servers differ: vLLM, llama.cpp and others add fields, which
+are skipped, or leave some out. msgspec builds only what we keep, which costs a fiftieth of the SDK's objects
+(docs/adr, `bench/model_decode.py`); `tests/contract/test_model_differential.py` holds it equal to the SDK.
+"""
+
+from typing import Any
+
+import msgspec
+
+from adapters.sse import EventStream
+from domain.errors import BadRequest, ChatError, ModelBusy
+from domain.generation import Delta, Usage
+
+DONE = b"[DONE]"
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Said(msgspec.Struct, gc=False):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw()
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Said | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+class CompletionStream:
+    """Takes the bytes of one answer's stream, in pieces of any size.
+
+    ``done`` once the server's end mark came; ``heard`` if the last piece completed any event, even an empty one;
+    ``failure`` is what the stream broke with: deltas that came before it in the same piece still count.
+    """
+
+    __slots__ = ("_events", "_finished", "done", "failure", "heard")
+
+    def __init__(self) -> None:
+        self._events = EventStream()
+        self.failure: ChatError | None = None
+        self._finished = False
+        self.done = False
+        self.heard = False
+
+    def feed(self, piece: bytes) -> list[Delta]:
+        """Return what the piece completes, without the steps that say nothing."""
+        deltas: list[Delta] = []
+        try:
+            events = self._events.feed(piece)
+            self.heard = bool(events)
+            for data in events:
+                if data.startswith(DONE):
+                    self.done = True
+                    break
+                if delta := self._delta(data):
+                    deltas.append(delta)
+        except ChatError as failure:
+            self.failure = failure
+        return deltas
+
+    def close(self, why: str) -> None:
+        """Say that no more bytes will come; raises `ModelBusy` with the reason if the answer is not whole.
+
+        It is whole after the end mark, and also after a finish reason: then only the usage can be missing, and
+        asking for the answer's rest would add words to a finished text.
+        """
+        if self._events.close().startswith(DONE):
+            self.done = True
+        if not (self.done or self._finished):
+            raise ModelBusy(why)
+
+    def _delta(self, data: bytes) -> Delta | None:
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelBusy(f"the model server sent a chunk that cannot be read: {error}") from error
+        if chunk.error:
+            raise failure_of(chunk.error)
+        usage = None
+        if chunk.usage:
+            usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
+        # One answer is asked for, so there is one choice; a usage chunk at the end has none.
+        choice = next((choice for choice in chunk.choices or () if choice.index == 0), None)
+        if choice is None:
+            return Delta(usage=usage) if usage else None
+        said = choice.delta or _Said()
+        # A refusal is what the person is to read instead of an answer.
+        text = said.content or said.refusal or ""
+        tools = _array(said.tool_calls)
+        finish = choice.finish_reason or None
+        if finish:
+            self._finished = True
+        return Delta(text, tools, finish, usage) if text or tools or finish or usage else None
+
+
+def _array(raw: msgspec.Raw) -> str:
+    """Return a JSON array as it was written, "" for null and for an empty one."""
+    text = bytes(raw).decode()
+    return "" if text == "null" or text[1:-1].isspace() or text == "[]" else text
+
+
+def failure_of(error: object) -> ChatError:
+    """Return what an error object in mid-stream means for whoever asked.
+
+    vLLM and llama.cpp put the HTTP status that it would have been into ``code``, OpenAI says it by ``type``.
+    """
+    fields = error if isinstance(error, dict) else {"message": error}
+    message = fields.get("message")
+    said = message if isinstance(message, str) and message else "an error without a message"
+    code, kind = fields.get("code"), str(fields.get("type"))
+    refused = (
+        is_refusal(int(code))
+        if isinstance(code, int) or (isinstance(code, str) and code.isdecimal())
+        else kind in {"invalid_request_error", "BadRequestError"}
+    )
+    return BadRequest(said) if refused else ModelBusy(f"the model server broke off: {said}")
+
+
+def is_refusal(status: int) -> bool:
+    """Tell whether this HTTP status says that the request itself is at fault, whoever sends it again."""
+    return 400 <= status < 500 and status not in {408, 409, 429}

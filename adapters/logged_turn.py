@@ -1,0 +1,110 @@
+"""One turn as the log has it: what its readers share, and how they wait for more."""
+
+import asyncio
+
+from domain.errors import LogUnavailable
+from domain.tokens import Fold, Token, text_of
+
+
+class LoggedTurn:
+    """The accepted pieces of one turn so far; ``pieces[i].seq == i``. Grows while it is attached.
+
+    Readers keep a position in ``pieces`` and nothing else, so a slow one costs no memory and delays nobody.
+    ``expired``: the log had already deleted what stood before the first piece it still has.
+    """
+
+    __slots__ = (
+        "_cut",
+        "_raw",
+        "_waiters",
+        "expired",
+        "fold",
+        "last",
+        "pieces",
+        "readers",
+        "since",
+        "touched",
+        "turn_id",
+    )
+
+    def __init__(self, turn_id: str, since: int, now: float) -> None:
+        self.turn_id = turn_id
+        self.fold = Fold()
+        self.pieces: list[Token] = []
+        self.expired = False
+        # For the hub: every record of the turn from this offset on is here; the last one's offset.
+        self.since = since
+        self.last = -1
+        self.touched = now
+        self.readers = 0
+        # Records that wait until those before them have been read back; None once the fold is live.
+        self._raw: list[Token] | None = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._cut = ""
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return text_of(self.pieces)
+
+    @property
+    def live(self) -> bool:
+        """Whether the pieces are complete, from the first to what the tail has read."""
+        return self._raw is None
+
+    @property
+    def cut(self) -> bool:
+        """Whether the tail lost the thread of this turn, so that it has to be attached again."""
+        return bool(self._cut)
+
+    @property
+    def size(self) -> int:
+        """How many tokens this holds in memory."""
+        return len(self.pieces) + len(self._raw or ())
+
+    async def changed(self, seen: int) -> None:
+        """Wait until there are more than ``seen`` pieces, or the turn has another owner than at the call.
+
+        Returns at once where the turn has ended: nothing more will come. Raises `LogUnavailable` when the tail
+        lost its place in the log or is closed.
+        """
+        epoch = self.fold.epoch
+        while len(self.pieces) <= seen and self.fold.epoch == epoch and not self.fold.ended:
+            if self._cut:
+                raise LogUnavailable(self._cut)
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                raise
+
+    # -- for the hub
+
+    def take(self, token: Token) -> None:
+        """Take the turn's next record from the tail."""
+        if self._raw is not None:
+            self._raw.append(token)
+        elif self.fold.feed(token) is not None:
+            self.pieces.append(token)
+
+    def begin(self, fold: Fold, pieces: list[Token]) -> None:
+        """Go live, with what came before ``since``; records that the tail read meanwhile follow it."""
+        raw, self._raw = self._raw or [], None
+        self.fold, self.pieces = fold, pieces
+        for token in raw:
+            self.take(token)
+
+    def wake(self) -> None:
+        """Tell the readers that something has come."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def cut_off(self, why: str) -> None:
+        """Tell the readers that nothing more will come here."""
+        self._cut = why
+        self.wake()

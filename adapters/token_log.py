@@ -1,0 +1,130 @@
+"""The token log as the rest of the program sees it: write tokens to it, hold a turn, read a turn.
+
+Readers read only the log. What this worker writes comes back through its own tail, so that whatever is shown
+has been acknowledged by Kafka and no higher epoch stands before it: a crash cannot take it back.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, Final
+
+from adapters.log_reader import LogReader
+from adapters.logged_turn import LoggedTurn
+from adapters.token_hub import OnBadFrame, TokenHub
+from adapters.token_producer import TokenProducer
+from adapters.token_tail import TokenTail
+from domain.errors import Expired, LogUnavailable
+from domain.tokens import Token
+
+FRESH_SECONDS: Final = 5.0
+STALE_SECONDS: Final = 60.0
+
+
+class TokenLog:
+    """One topic's writer and readers. Every method belongs to the event loop."""
+
+    def __init__(self, topic: str, producer: TokenProducer, hub: TokenHub, log_reader: LogReader) -> None:
+        self._topic = topic
+        self._hub = hub
+        self._log_reader = log_reader
+        self._ends: dict[int, tuple[int, float]] = {}
+        self._asking: dict[int, asyncio.Task[int]] = {}
+        # Bound as they are: `append` runs ten thousand times a second.
+        self.append = producer.append
+        self.room = producer.room
+        self.put = producer.put
+        self.until = hub.until
+
+    async def own(self, partitions: Collection[int]) -> None:
+        """Follow these partitions because this worker answers in them; see `TokenHub.own`."""
+        await self._hub.own(partitions)
+
+    def attach(self, turn_id: str, partition: int, since: int) -> AbstractAsyncContextManager[LoggedTurn]:
+        """Hold a turn, complete and growing; see `TokenHub.attach`."""
+        return self._hub.attach(turn_id, partition, since)
+
+    async def read(self, turn_id: str, partition: int, since: int, after: int = -1) -> AsyncIterator[list[Token]]:
+        """Yield the pieces numbered above ``after``, each time all that there are; finish after the end piece.
+
+        ``since`` as for `attach`. Raises `Expired` where the log has deleted the turn, and `LogUnavailable`
+        where Kafka does not answer; then ask again with ``after`` the last piece that came.
+        """
+        seen = after + 1
+        ended = False
+        while not ended:
+            async with self.attach(turn_id, partition, since) as turn:
+                if turn.expired and not turn.pieces:
+                    raise Expired(f"the log has no tokens of turn {turn_id} any more")
+                while not (ended := turn.fold.ended and len(turn.pieces) <= seen) and not turn.cut:
+                    if len(turn.pieces) > seen:
+                        pieces = turn.pieces[seen:]
+                        seen += len(pieces)
+                        yield pieces
+                    else:
+                        # A turn that was cut off is attached again, and raises there if that is of no use.
+                        with suppress(LogUnavailable):
+                            await turn.changed(seen)
+
+    async def end_offset(self, partition: int) -> int:
+        """Return an offset that no token written from now on can be below. Some seconds old at times."""
+        position = self._hub.position(partition)
+        if position is not None:
+            return position
+        end, at = self._ends.get(partition, (0, float("-inf")))
+        age = asyncio.get_running_loop().time() - at
+        if age < FRESH_SECONDS:
+            return end
+        asking = self._asking.get(partition)
+        if asking is None:
+            asking = self._asking[partition] = asyncio.create_task(self._ask_end(partition))
+            asking.add_done_callback(lambda done: self._asked(partition, done))
+        return end if age < STALE_SECONDS else await asyncio.shield(asking)
+
+    async def _ask_end(self, partition: int) -> int:
+        end = (await self._log_reader.ends(self._topic, [partition]))[partition]
+        self._ends[partition] = (end, asyncio.get_running_loop().time())
+        return end
+
+    def _asked(self, partition: int, done: asyncio.Task[int]) -> None:
+        del self._asking[partition]
+        # An old end serves as well, so nobody need hear of it; this marks the error as seen.
+        if not done.cancelled():
+            done.exception()
+
+    async def close(self) -> None:
+        """Stop asking for ends."""
+        for asking in list(self._asking.values()):
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+
+def _ignore(partition: int, offset: int, raw: bytes, reason: str) -> None:
+    """Do nothing about a bad frame but count it."""
+
+
+@asynccontextmanager
+async def open_token_log(
+    bootstrap: str,
+    topic: str,
+    *,
+    log_reader: LogReader,
+    frame_ms: float = 5.0,
+    on_bad_frame: OnBadFrame = _ignore,
+    kafka: Mapping[str, Any] | None = None,
+) -> AsyncIterator[TokenLog]:
+    """Open the producer and the tail of the token topic, which must exist.
+
+    ``on_bad_frame(partition, offset, value, reason)`` is called for each record of an owned partition that is
+    no frame. ``kafka`` are further options of librdkafka, such as those of TLS.
+    """
+    async with AsyncExitStack() as stack:
+        open_tail = partial(TokenTail, bootstrap, topic, kafka=kafka)
+        hub = TokenHub(topic, log_reader, open_tail, on_bad_frame=on_bad_frame)
+        stack.push_async_callback(hub.close)
+        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, kafka=kafka)
+        stack.push_async_callback(producer.close)
+        token_log = TokenLog(topic, producer, hub, log_reader)
+        stack.push_async_callback(token_log.close)
+        yield token_log

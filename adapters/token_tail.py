@@ -1,0 +1,140 @@
+"""Follows the end of some partitions of the token topic and hands what it decodes to the loop, in batches.
+
+A group-less consumer in a thread of its own. confluent-kafka lets one thread at a time into a consumer, and a
+thread that polls again and again keeps all others out, so partitions are added and taken away by that thread,
+between two polls. Positions are given as numbers: `OFFSET_END` is resolved lazily, and a claim that was written
+before it is resolved would never be seen.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from adapters.frames import decode
+from adapters.librdkafka import Complaints, consumer_config
+from domain.errors import BadRecord
+from domain.tokens import Token
+
+BATCH: Final = 500
+# How long a change of partitions waits when nothing comes in. An empty poll costs 20 us.
+POLL_SECONDS: Final = 0.05
+# The same: a partition is fetched from when the fetch before it was added comes back. It delays no record.
+FETCH_WAIT_MS: Final = 100
+# Batches that the loop has not taken yet. Beyond it the thread waits, so that they grow instead of piling up.
+MAX_WAITING: Final = 16
+
+
+class Read(NamedTuple):
+    """A record that the tail has read: its tokens, or its value and why that is no frame."""
+
+    partition: int
+    offset: int
+    tokens: list[Token]
+    raw: bytes = b""
+    reason: str = ""
+
+
+class Cut(NamedTuple):
+    """The tail's position in a partition is not in the log any more: nothing more will come from it."""
+
+    partition: int
+
+
+Batch = list[Read | Cut]
+
+
+class TokenTail:
+    """The thread and its consumer. ``on_batch`` runs on the loop."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        on_batch: Callable[[Batch], None],
+        *,
+        kafka: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._topic = topic
+        self._on_batch = on_batch
+        self._complaints = Complaints("token tail")
+        self._consumer = Consumer(
+            consumer_config(
+                bootstrap,
+                self._complaints,
+                {
+                    # Where a position is not in the log, the hub has to know: it decides, not librdkafka.
+                    "auto.offset.reset": "error",
+                    "fetch.wait.max.ms": FETCH_WAIT_MS,
+                    **(kafka or {}),
+                },
+            )
+        )
+        self._changes: deque[Callable[[], None]] = deque()
+        self._batches: deque[Batch] = deque()
+        self._taken = threading.Event()
+        self._woken = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="token-tail", daemon=True)
+        self._thread.start()
+
+    def follow(self, positions: Mapping[int, int]) -> None:
+        """Begin to read these partitions, each at its offset."""
+        partitions = [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
+        self._changes.append(lambda: self._consumer.incremental_assign(partitions))
+
+    def leave(self, partition: int) -> None:
+        """Stop reading a partition. What has been read of it may still arrive."""
+        partitions = [TopicPartition(self._topic, partition)]
+        self._changes.append(lambda: self._consumer.incremental_unassign(partitions))
+
+    async def close(self) -> None:
+        """Stop, join the thread and close the consumer."""
+        self._stop.set()
+        self._taken.set()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._consumer.close)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            while self._changes:
+                self._change(self._changes.popleft())
+            first = self._consumer.poll(POLL_SECONDS)
+            if first is not None:
+                self._hand_over([first, *self._consumer.consume(BATCH, 0)])
+
+    def _change(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except KafkaException as error:
+            self._complaints(error.args[0])
+
+    def _hand_over(self, messages: list[Message]) -> None:
+        self._batches.append([read for message in messages if (read := self._read(message)) is not None])
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._take)
+        while len(self._batches) >= MAX_WAITING and not self._stop.is_set():
+            self._taken.clear()
+            self._taken.wait(POLL_SECONDS)
+
+    def _take(self) -> None:
+        self._woken = False
+        while self._batches:
+            self._on_batch(self._batches.popleft())
+        self._taken.set()
+
+    def _read(self, message: Message) -> Read | Cut | None:
+        partition, offset = message.partition() or 0, message.offset() or 0
+        error = message.error()
+        if error is not None:
+            self._complaints(error)
+            return Cut(partition) if error.code() == KafkaError._AUTO_OFFSET_RESET else None
+        try:
+            return Read(partition, offset, decode(message.value()))
+        except BadRecord as bad:
+            return Read(partition, offset, [], message.value() or b"", str(bad))

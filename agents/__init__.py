@@ -1,0 +1,1 @@
+"""What happens: one agent a file, its docstring an arrow."""

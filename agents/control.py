@@ -1,0 +1,31 @@
+"""controls -> conversations, running answers: what must never wait behind an answer"""
+
+from typing import Any
+
+from config import metrics
+from streams.app import app
+from streams.handling import handle_each
+from streams.records import Control
+from tables import conversations
+
+
+@app.agent(app.raw_topic(app.topics_of.controls))
+async def control(stream: Any) -> None:
+    """Carry out each control at once."""
+    await handle_each(app, stream, Control, carry_out)
+
+
+async def carry_out(order: Control, _partition: int) -> None:
+    """Do what one control asks for."""
+    metrics.controls.labels(order.action).inc()
+    match order.action:
+        case "stop":
+            app.runner.stop(order.turn_id)
+        case "create":
+            await conversations.create(order)
+        case "rename":
+            await conversations.rename(order)
+        case "erase":
+            for job in app.runner.jobs_of(order.conversation_id):
+                job.stopping.set()
+            await conversations.erase(order)

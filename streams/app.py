@@ -1,0 +1,297 @@
+"""The app: Faust set up from the settings, with the names of the modules that make up Headrace.
+
+The app knows names only; agents, tables and views import it, and nothing imports back. It is the one place
+that opens `adapters.services`, before any agent or view starts.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from ipaddress import ip_address
+from time import time
+from typing import Any, Final, NoReturn, cast
+
+import aiohttp.web
+import faust
+import structlog
+from faust.types import TP
+from faust.types.transports import TransportT
+from faust.web.drivers.aiohttp import Web as FaustWeb
+from yarl import URL
+
+from adapters.kafka_admin import ensure_topics
+from adapters.services import Services, open_services
+from config import logging, metrics, settings
+from config.settings import Settings
+from domain.errors import ChatError, LogUnavailable, NotOwner
+from streams.delivery import pause_after_empty_fetches, safe_transport
+from streams.records import DeadLetter, Wire, encode
+from streams.topics import Topics, TopicSpec, partition_of
+from streams.turn_runner import TurnRunner
+
+log = structlog.get_logger(__name__)
+
+# Leaf modules, by name: Faust's discovery of a whole package only warns when a module in it fails to import.
+MODULES: Final = (
+    "tables.conversations",
+    "agents.answer",
+    "agents.control",
+    "agents.remember",
+    "web.routes",
+)
+
+PUBLISH_SECONDS = 30.0
+CLOSE_STREAMS_SECONDS = 5.0
+
+OnWeb = Callable[[aiohttp.web.Application], None]
+
+
+class ChatWeb(FaustWeb):
+    """Faust's web server without Faust's own pages, which show tables and routing to everyone."""
+
+    default_blueprints = production_blueprints = debug_blueprints = optional_blueprints = []
+
+    def _new_transport_tcp(self) -> aiohttp.web.BaseSite:
+        return aiohttp.web.TCPSite(self._runner, cast("ChatApp", self.app).listen_on, self.app.conf.web_port)
+
+
+class ChatApp(faust.App):
+    """A Headrace worker. ``services`` and ``runner`` are what agents, tables and views work with."""
+
+    services: Services
+    settings: Settings
+    topics_of: Topics
+
+    def __init__(self, chat_settings: Settings, **options: Any) -> None:
+        self.settings = chat_settings
+        self.topics_of = Topics.of(chat_settings)
+        self.runner = TurnRunner(self, limit=chat_settings.turns_in_work)
+        self._register_web: list[OnWeb] = []
+        self._open = False
+        super().__init__(chat_settings.group, **options)
+        metrics.turns_in_work.set_function(lambda: len(self.runner))
+        self.on_partitions_assigned.connect(cast("Any", self._follow_assignment), weak=False)  # Faust's signal types
+
+    # -- what the delivery layer asks (streams.turn_runner.Group)
+
+    @property
+    def generation(self) -> int:
+        """Return the number of the current assignment."""
+        return self.consumer_generation_id
+
+    # -- topics
+
+    def raw_topic(self, spec: TopicSpec) -> faust.TopicT:
+        """Return the Faust topic of raw keys and values: decoding, and what happens when it fails, is ours."""
+        return self.topic(
+            spec.name,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            partitions=spec.partitions,
+            internal=False,
+        )
+
+    async def publish(self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None) -> int:
+        """Write a record to the partition of its conversation; return its offset once Kafka has acknowledged it.
+
+        ``at_ms`` is the record's timestamp in Unix ms, now by default. Raises `LogUnavailable`.
+        """
+        partition = partition_of(key, spec.partitions)
+        # Faust takes seconds and truncates them to ms again; half a millisecond keeps the number whole.
+        timestamp = None if at_ms is None else (at_ms + 0.5) / 1000
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                sent = await self.producer.send(spec.name, key.encode(), encode(record), partition, timestamp, None)
+                return int((await sent).offset)
+        except TimeoutError as error:
+            raise LogUnavailable(
+                f"Kafka did not acknowledge a record for {spec.name} in {PUBLISH_SECONDS:.0f} s"
+            ) from error
+        except Exception as error:
+            raise LogUnavailable(f"Kafka did not take a record for {spec.name}: {error!r}") from error
+
+    async def dead_letter(
+        self,
+        *,
+        topic: str,
+        partition: int,
+        offset: int,
+        error: Exception,
+        key: bytes | None = b"",
+        value: bytes | None = b"",
+    ) -> None:
+        """Set aside what cannot be decoded or handled, with where it stood and why. Raises `LogUnavailable`."""
+        code = error.code if isinstance(error, ChatError) else "internal_error"
+        metrics.dead_letters.labels(code).inc()
+        log.error("record set aside", topic=topic, partition=partition, offset=offset, code=code, reason=str(error))
+        letter = DeadLetter(
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            reason=str(error) or repr(error),
+            code=code,
+            key=(key or b"").decode(errors="replace"),
+            value=value or b"",
+            at=now_ms(),
+        )
+        await self.publish(self.topics_of.dead_letters, letter.key, letter)
+
+    # -- who owns what
+
+    def partition(self, conversation_id: str) -> int:
+        """Return the partition of a conversation."""
+        return partition_of(conversation_id, self.settings.partitions)
+
+    def owned(self) -> set[int]:
+        """Return the partitions of questions that this worker holds, also in the middle of a rebalance."""
+        return {tp.partition for tp in self._assignment or () if tp.topic == self.topics_of.questions.name}
+
+    def owner_url(self, partition: int) -> URL | None:
+        """Return where the worker listens that owns a partition, None for this one; raises `NotOwner` while nobody does."""
+        if self.rebalancing or not self.tables.actives_ready:
+            raise NotOwner("the workers are sharing out the conversations anew", retry_after=1)
+        if partition in self.owned():
+            return None
+        for url, topics in self.router.external_topics_metadata().items():
+            if partition in topics.get(self.topics_of.questions.name, ()):
+                return URL(url)
+        raise NotOwner(f"no worker owns partition {partition} yet", retry_after=1)
+
+    def workers(self) -> list[URL]:
+        """Return where the other workers that own partitions listen."""
+        own = URL(str(self.conf.canonical_url))
+        topic = self.topics_of.questions.name
+        return [
+            URL(url)
+            for url, topics in self.router.external_topics_metadata().items()
+            if topics.get(topic) and URL(url) != own
+        ]
+
+    def ready(self) -> str:
+        """Return "" when this worker can take questions, else what it waits for."""
+        if not self._open:
+            return "connections are being opened"
+        if self.should_stop:
+            return "shutting down"
+        if self.rebalancing:
+            return "partitions are being assigned and tables recovered"
+        if not self.tables.actives_ready:
+            return "tables are being recovered"
+        return ""
+
+    # -- start and stop
+
+    def on_web(self, register: OnWeb) -> None:
+        """Have ``register`` add its routes to the web application when the server starts."""
+        self._register_web.append(register)
+
+    def on_webserver_init(self, web: faust.web.Web) -> None:
+        """Add our routes, and do not let open streams hold up the shutdown."""
+        web = cast("FaustWeb", web)  # the driver of `_new_web`
+        while self._register_web:  # Faust calls this when the modules are loaded, and again when the server starts
+            self._register_web.pop(0)(web.web_app)
+        web._runner._shutdown_timeout = CLOSE_STREAMS_SECONDS
+
+    async def on_start(self) -> None:
+        """Check the settings against the world, and open every connection, before anything else starts."""
+        await super().on_start()
+        self._check_address()
+        try:
+            await ensure_topics(self.settings.kafka_bootstrap_servers, self.topics_of.all())
+        except ChatError as error:
+            refuse(str(error))
+        self.services = await self.add_async_context(
+            open_services(self.settings, self.topics_of.tokens.name, self._on_bad_frame)
+        )
+        self._open = True
+
+    @property
+    def listen_on(self) -> str:
+        """Return the address to listen on: ``--web-bind``, else only that of ``--web-host``. Faust's choice is all."""
+        return str(self.conf.web_bind or self.conf.web_host)
+
+    def _check_address(self) -> None:
+        if self.settings.auth == "dev" and self.conf.web_enabled and not is_loopback(self.listen_on):
+            refuse(
+                f"HEADRACE_AUTH=dev accepts everyone, so it may listen on a loopback address only, not on"
+                f" {self.listen_on}. Set HEADRACE_AUTH=required, or --web-host 127.0.0.1."
+            )
+
+    def _on_bad_frame(self, partition: int, offset: int, value: bytes, reason: str) -> None:
+        if partition in self.owned():
+            error = ChatError(f"not a frame of tokens: {reason}")
+            letter = self.dead_letter(
+                topic=self.topics_of.tokens.name, partition=partition, offset=offset, error=error, value=value
+            )
+            _ = self.add_future(letter)
+
+    async def _follow_assignment(self, _sender: Any, assigned: set[TP], **_: Any) -> None:
+        owned = {tp.partition for tp in assigned if tp.topic == self.topics_of.questions.name}
+        await self.runner.keep(owned)
+        await self.services.token_log.own(owned)
+        log.info("partitions assigned", partitions=sorted(owned), generation=self.generation)
+
+    async def _hand_over(self) -> None:
+        await self.runner.hand_over(self.settings.drain_seconds)
+
+    def _new_transport(self) -> TransportT:
+        return safe_transport(self, self._hand_over)
+
+    def _new_web(self) -> FaustWeb:
+        return ChatWeb(self)
+
+
+def now_ms() -> int:
+    """Return the Unix time in ms."""
+    return int(time() * 1000)
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if an address, or the name localhost, reaches this machine alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse(why: str) -> NoReturn:
+    """End the process with a reason that a person understands, and without a traceback."""
+    log.critical("worker cannot start", reason=why)
+    sys.stderr.write(f"Headrace cannot start: {why}\n")
+    sys.stderr.flush()
+    raise SystemExit(1)
+
+
+def create_app(chat_settings: Settings) -> ChatApp:
+    """Return the app. Connects to nothing."""
+    if chat_settings.idle_fetch_pause_ms:
+        pause_after_empty_fetches(chat_settings.idle_fetch_pause_ms)
+    return ChatApp(
+        chat_settings,
+        broker=[f"kafka://{broker}" for broker in chat_settings.kafka_bootstrap_servers.split(",")],
+        store="rocksdb://?driver=rocksdict",
+        origin="streams.app",
+        logging_config=logging.for_faust(chat_settings.log_format),
+        autodiscover=MODULES,
+        topic_partitions=chat_settings.partitions,
+        topic_replication_factor=chat_settings.replication,
+        topic_disable_leader=True,
+        broker_session_timeout=chat_settings.session_seconds,
+        broker_heartbeat_interval=min(0.3, chat_settings.session_seconds / 4),
+        broker_rebalance_timeout=10.0,
+        broker_request_timeout=max(15.0, chat_settings.session_seconds),
+        broker_commit_interval=1.0,
+        broker_max_poll_records=500,
+        consumer_auto_offset_reset="earliest",
+        producer_acks=-1,
+        producer_request_timeout=30.0,
+        stream_wait_empty=True,
+        web_host="127.0.0.1",
+        web_bind="",
+        web_application_options={"client_max_size": chat_settings.max_body_bytes},
+    )
+
+
+app = create_app(settings.load())

@@ -1,0 +1,115 @@
+"""Every record on our topics, declared once.
+
+Values are JSON (msgspec-coded, so types are checked on the way in), keys the conversation id. Tokens are the
+exception: `domain.tokens.Token`, in frames of many, msgpack-coded by `adapters/frames.py`.
+New fields get defaults; a change of meaning gets a new topic version.
+"""
+
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from domain.errors import BadRecord
+from domain.generation import Usage
+from domain.turns import Failure, Outcome, Timings
+
+OnBusy = Literal["queue", "reject", "replace"]
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records. Unknown fields are ignored, so that a newer worker's records can be read."""
+
+
+class Question(Wire, frozen=True, kw_only=True):
+    """What a user asked, accepted and to be answered. Its Kafka timestamp is the turn id's own time.
+
+    ``tokens_from``: offset in the tokens topic's partition below which this turn cannot have a token.
+    ``messages``: the whole context where the client keeps it itself (OpenAI's chat completions); the turn
+    then leaves the conversation's session context alone.
+    ``beside``: the turn that this one is a new branch of (regenerate, edit).
+    """
+
+    turn_id: str
+    conversation_id: str
+    tenant: str
+    user: str
+    input: str
+    model: str
+    tokens_from: int
+    messages: list[dict[str, Any]] = []
+    options: dict[str, Any] = {}
+    on_busy: OnBusy = "queue"
+    beside: str = ""
+    metadata: dict[str, Any] = {}
+    request_id: str = ""
+
+
+class Control(Wire, frozen=True, kw_only=True):
+    """Something to do at once with a conversation or a running turn; never queued behind an answer.
+
+    ``create`` (title, metadata), ``rename`` (title, metadata) and ``erase`` a conversation; ``stop`` a turn.
+    """
+
+    action: Literal["create", "rename", "erase", "stop"]
+    conversation_id: str
+    tenant: str
+    user: str
+    at: int
+    turn_id: str = ""
+    title: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Turn(Wire, frozen=True, kw_only=True):
+    """A finished turn. Times are Unix milliseconds."""
+
+    turn_id: str
+    conversation_id: str
+    tenant: str
+    user: str
+    input: str
+    answer: str
+    model: str
+    outcome: Outcome
+    finish: str = "stop"
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    claims: int = 1
+    error: Failure | None = None
+    asked_at: int = 0
+    ended_at: int = 0
+    parent: str = ""
+    prompt: str = ""
+    stateless: bool = False
+    metadata: dict[str, Any] = {}
+
+
+class DeadLetter(Wire, frozen=True, kw_only=True):
+    """A record that could not be decoded or handled, with where it stood and why it was set aside."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    code: str
+    key: str = ""
+    value: bytes = b""
+    at: int = 0
+
+
+W = TypeVar("W", bound=Wire)
+
+
+def encode(record: Wire) -> bytes:
+    """Return the record as JSON."""
+    return msgspec.json.encode(record)
+
+
+def decode(value: bytes | None, kind: type[W]) -> W:
+    """Return the record of this kind; raises `BadRecord` with the field and what was wrong with it."""
+    if value is None:
+        raise BadRecord(f"a {kind.__name__} record without a value")
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"not a {kind.__name__}: {error}") from error

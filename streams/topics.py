@@ -1,0 +1,59 @@
+"""Every topic, declared once: its name, what it carries, and how long Kafka keeps it.
+
+All topics of a conversation have the same partition count and are keyed by conversation id, so that one
+worker owns everything of a conversation (Faust assigns topics of equal partition count together).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from aiokafka.partitioner import murmur2
+
+from config.settings import Settings
+
+DAY: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as it is created. ``retention`` in seconds."""
+
+    name: str
+    partitions: int
+    replication: int
+    retention: float
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one installation."""
+
+    questions: TopicSpec
+    controls: TopicSpec
+    tokens: TopicSpec
+    turns: TopicSpec
+    dead_letters: TopicSpec
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Topics":
+        """Return the topics under these settings."""
+
+        def topic(name: str, days: int) -> TopicSpec:
+            return TopicSpec(settings.topic_prefix + name, settings.partitions, settings.replication, days * DAY)
+
+        return cls(
+            questions=topic("chat.questions.v1", settings.questions_days),
+            controls=topic("chat.controls.v1", settings.questions_days),
+            tokens=topic("chat.tokens.v1", settings.tokens_days),
+            turns=topic("chat.turns.v1", settings.turns_days),
+            dead_letters=topic("chat.dead-letters.v1", settings.turns_days),
+        )
+
+    def all(self) -> list[TopicSpec]:
+        """Return all topics."""
+        return [self.questions, self.controls, self.tokens, self.turns, self.dead_letters]
+
+
+def partition_of(conversation_id: str, partitions: int) -> int:
+    """Return the partition of a conversation: Kafka's default partitioner, murmur2 of the key."""
+    return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % partitions

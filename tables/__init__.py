@@ -1,0 +1,1 @@
+"""What we remember: RocksDB tables, each with its functions; written by agents only."""

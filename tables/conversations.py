@@ -1,0 +1,299 @@
+"""The session context of every conversation, in RocksDB: its last turns, its title, and the list of a user's.
+
+Two tables, co-partitioned with the conversation topics. `conversations` has a row a conversation;
+`listing` has a small row under tenant, user and conversation, so that a user's list is one range read.
+Rows are JSON bytes of our own coding: a changelog record of another shape can then not wedge Faust's recovery.
+
+Writers await `write`: the row is in RocksDB at once, and in Kafka's changelog when it returns. An agent
+acknowledges what it worked from only after that, and every change is safe to apply twice.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from faust.tables import Table
+from faust.types import FutureMessage
+
+from domain.conversation import last_that_fit, parent_of_next, title_from
+from domain.errors import LogUnavailable, NotOwner, Rejected
+from domain.turns import Outcome
+from streams.app import app
+from streams.records import Control, Question, Turn
+
+CHANGELOG_SECONDS = 30.0
+SEPARATOR = "\x1f"  # sorts below every character of a tenant, a user or an id
+ROCKSDB = {
+    # RocksDB's defaults are for one large database; here every partition of a table is one.
+    "write_buffer_size": 4 << 20,
+    "max_write_buffer_number": 2,
+    "block_cache_size": 8 << 20,
+    "max_open_files": 64,
+}
+
+
+class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished turn as its conversation keeps it. Times are Unix ms."""
+
+    turn_id: str
+    parent: str
+    input: str
+    answer: str
+    outcome: Outcome
+    model: str
+    asked_at: int
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """One conversation. ``erased`` ones keep no content, only that they are gone."""
+
+    conversation_id: str
+    tenant: str
+    user: str
+    title: str
+    created_at: int
+    updated_at: int
+    metadata: dict[str, Any] = {}
+    turns: list[KeptTurn] = []
+    erased: bool = False
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation in its user's list."""
+
+    conversation_id: str
+    title: str
+    created_at: int
+    updated_at: int
+    metadata: dict[str, Any] = {}
+
+
+class RowTable(Table[bytes, bytes]):
+    """A Faust table of raw bytes that is read and written by partition, from agents and views alike."""
+
+    def _on_changelog_sent(self, fut: FutureMessage) -> None:
+        # The acknowledgement can arrive after the partition has gone to another worker. Faust would then open
+        # its database again, and hold its lock.
+        if fut.result().topic_partition.partition in self.data._dbs:  # type: ignore[attr-defined] # the RocksDB store
+            super()._on_changelog_sent(fut)
+
+    def _database(self, partition: int) -> Any:
+        database = self.data._dbs.get(partition)  # type: ignore[attr-defined] # the RocksDB store
+        if database is None or self.app.rebalancing:
+            raise NotOwner("the conversation's partition is with another worker, or being recovered", retry_after=1)
+        return database
+
+    def row(self, partition: int, key: str) -> bytes | None:
+        """Return a row; raises `NotOwner`."""
+        found: bytes | None = self._database(partition).get(key.encode())
+        return found
+
+    def rows(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the rows of this worker's partitions whose key begins with a prefix."""
+        for database in list(self.data._dbs.values()):  # type: ignore[attr-defined] # the RocksDB store
+            for key, value in database.items(from_key=prefix.encode()):
+                if not key.startswith(prefix.encode()):
+                    break
+                yield key.decode(), value
+
+    def put(self, partition: int, key: str, value: bytes | None) -> FutureMessage:
+        """Write a row, or delete it; the result is done when the changelog has it. Raises `NotOwner`."""
+        database = self._database(partition)
+        if value is None:
+            database.delete(key.encode())
+        else:
+            database.put(key.encode(), value)
+        return self.send_changelog(partition, key.encode(), value, "raw", "raw")
+
+
+def _table(name: str) -> RowTable:
+    table = RowTable(
+        app,
+        name=name,
+        key_type=bytes,
+        value_type=bytes,
+        partitions=app.settings.partitions,
+        options=dict(ROCKSDB),
+    )
+    app.tables.add(table)
+    return table
+
+
+_conversations = _table("conversations")
+_listing = _table("listing")
+_closing: dict[str, asyncio.Event] = {}
+
+
+# -- reading
+
+
+def read(conversation_id: str) -> Conversation | None:
+    """Return a conversation, None if there is none; raises `NotOwner`."""
+    found = _read(conversation_id)
+    return None if found is None or found.erased else found
+
+
+def _read(conversation_id: str) -> Conversation | None:
+    row = _conversations.row(app.partition(conversation_id), conversation_id)
+    return None if row is None else msgspec.json.decode(row, type=Conversation)
+
+
+def context(question: Question) -> list[KeptTurn]:
+    """Return the turns of a question's conversation.
+
+    Raises `NotOwner`, and `Rejected` if the conversation was erased or is not the asker's.
+    """
+    found = _read(question.conversation_id)
+    if found is None:
+        return []
+    if found.erased:
+        raise Rejected("the conversation was erased")
+    if (found.tenant, found.user) != (question.tenant, question.user):
+        raise Rejected("the conversation belongs to somebody else")
+    return found.turns
+
+
+def parent_of(question: Question) -> str:
+    """Return the turn that a question's turn follows, also when it is in the conversation already."""
+    found = _read(question.conversation_id)
+    turns = found.turns if found else []
+    return next((kept.parent for kept in turns if kept.turn_id == question.turn_id), None) or parent_of_next(
+        [kept for kept in turns if kept.turn_id != question.turn_id], question.beside
+    )
+
+
+def of_user(tenant: str, user: str) -> list[Listed]:
+    """Return a user's conversations in this worker's partitions, in no order."""
+    prefix = SEPARATOR.join((tenant, user, ""))
+    return [msgspec.json.decode(row, type=Listed) for _, row in _listing.rows(prefix)]
+
+
+# -- writing, for agents
+
+
+async def create(control: Control) -> None:
+    """Begin a conversation. One that a first turn has begun already keeps its turns."""
+    found = _read(control.conversation_id)
+    if found is None:
+        found = Conversation(
+            conversation_id=control.conversation_id,
+            tenant=control.tenant,
+            user=control.user,
+            title=control.title or "",
+            created_at=control.at,
+            updated_at=control.at,
+            metadata=control.metadata or {},
+        )
+    elif not found.erased:
+        title, metadata = control.title or found.title, control.metadata or found.metadata
+        found = msgspec.structs.replace(found, created_at=control.at, title=title, metadata=metadata)
+    await _write(found)
+
+
+async def rename(control: Control) -> None:
+    """Change a conversation's title or metadata, if it is there and the user's own."""
+    found = _read(control.conversation_id)
+    if found is None or found.erased or (found.tenant, found.user) != (control.tenant, control.user):
+        return
+    title = found.title if control.title is None else control.title
+    metadata = found.metadata if control.metadata is None else control.metadata
+    await _write(msgspec.structs.replace(found, title=title, metadata=metadata, updated_at=control.at))
+
+
+async def erase(control: Control) -> None:
+    """Forget a conversation's content. That it is gone stays, so that a turn that ends late cannot bring it back."""
+    found = _read(control.conversation_id)
+    if found is not None and (found.tenant, found.user) != (control.tenant, control.user):
+        return
+    await _write(
+        Conversation(
+            conversation_id=control.conversation_id,
+            tenant=control.tenant,
+            user=control.user,
+            title="",
+            created_at=control.at,
+            updated_at=control.at,
+            erased=True,
+        )
+    )
+
+
+async def close(turn: Turn) -> None:
+    """Put a finished turn into its conversation, which its first turn begins. The same turn again changes nothing."""
+    found = _read(turn.conversation_id) or Conversation(
+        conversation_id=turn.conversation_id,
+        tenant=turn.tenant,
+        user=turn.user,
+        title="",
+        created_at=turn.asked_at,
+        updated_at=turn.asked_at,
+    )
+    if not found.erased and all(kept.turn_id != turn.turn_id for kept in found.turns):
+        await _write(
+            msgspec.structs.replace(
+                found,
+                title=found.title or title_from(turn.input),
+                updated_at=max(found.updated_at, turn.ended_at),
+                turns=_kept([*found.turns, _keep(turn)]),
+            )
+        )
+
+
+def _keep(turn: Turn) -> KeptTurn:
+    return KeptTurn(
+        turn_id=turn.turn_id,
+        parent=turn.parent,
+        input=turn.input,
+        answer=turn.answer,
+        outcome=turn.outcome,
+        model=turn.model,
+        asked_at=turn.asked_at,
+    )
+
+
+def _kept(turns: list[KeptTurn]) -> list[KeptTurn]:
+    """Return what fits the row: always the latest turn, so that the next one knows what it follows."""
+    return last_that_fit(turns, app.settings.session_tokens) or turns[-1:]
+
+
+async def _write(conversation: Conversation) -> None:
+    """Write a conversation and its entry in the list; return when the changelogs have both."""
+    partition = app.partition(conversation.conversation_id)
+    entry = Listed(
+        conversation_id=conversation.conversation_id,
+        title=conversation.title,
+        created_at=conversation.created_at,
+        updated_at=conversation.updated_at,
+        metadata=conversation.metadata,
+    )
+    listed_under = SEPARATOR.join((conversation.tenant, conversation.user, conversation.conversation_id))
+    written = (
+        _conversations.put(partition, conversation.conversation_id, msgspec.json.encode(conversation)),
+        _listing.put(partition, listed_under, None if conversation.erased else msgspec.json.encode(entry)),
+    )
+    try:
+        async with asyncio.timeout(CHANGELOG_SECONDS):
+            for future in written:
+                await future
+    except TimeoutError as error:
+        raise LogUnavailable(f"Kafka did not acknowledge a table's changelog in {CHANGELOG_SECONDS:.0f} s") from error
+
+
+# -- the turn's last step: answered questions wait until their conversation has them
+
+
+def expect(turn_id: str) -> asyncio.Event:
+    """Return an event that is set when `closed` is told of this turn."""
+    return _closing.setdefault(turn_id, asyncio.Event())
+
+
+def forget(turn_id: str) -> None:
+    """Drop what `expect` set up."""
+    _closing.pop(turn_id, None)
+
+
+def closed(turn_id: str) -> None:
+    """Tell whoever waits that the turn is in its conversation."""
+    if turn_id in _closing:
+        _closing[turn_id].set()

@@ -1,0 +1,265 @@
+"""The turn runner: in order within a conversation, side by side across them, and through rebalances."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from domain.errors import LogUnavailable, Rejected
+from streams.records import Question
+from streams.turn_runner import MAX_ATTEMPTS, Event, Job, TurnRunner
+from tests.support.runner_fakes import FakeGroup
+
+
+class Answers:
+    """A handler whose answers end when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.fail: dict[str, list[Exception]] = {}
+        self.set_aside: list[tuple[int, str]] = []
+        self.refuse_aside = 0
+
+    async def __call__(self, job: Job) -> None:
+        turn_id = job.question.turn_id
+        self.begun.append(turn_id)
+        if self.fail.get(turn_id):
+            raise self.fail[turn_id].pop(0)
+        await self.gates.setdefault(turn_id, asyncio.Event()).wait()
+        self.ended.append(turn_id)
+
+    async def give_up(self, event: Event, question: Question | None, error: Exception) -> None:
+        if self.refuse_aside:
+            self.refuse_aside -= 1
+            raise LogUnavailable("not now")
+        self.set_aside.append((event.message.offset, str(error)))
+
+    def end(self, *turn_ids: str) -> None:
+        for turn_id in turn_ids:
+            self.gates.setdefault(turn_id, asyncio.Event()).set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def group() -> FakeGroup:
+    return FakeGroup()
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest_asyncio.fixture
+async def runner(group: FakeGroup, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TurnRunner]:
+    real = asyncio.sleep
+    monkeypatch.setattr("streams.turn_runner.asyncio.sleep", lambda _: real(0))  # back-off takes no time here
+    runner = TurnRunner(group, limit=3)
+    task = asyncio.create_task(runner.run(group, answers, answers.give_up))
+    yield runner
+    group.close()
+    await runner.hand_over(0)
+    task.cancel()
+
+
+async def test_questions_of_one_conversation_are_answered_one_after_the_other(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    group.ask("a2", "a")
+    await until(lambda: answers.begun == ["a1"])
+    assert [question.turn_id for question in runner.in_work("a")] == ["a1", "a2"]
+
+    answers.end("a2", "a1")
+    await until(lambda: answers.ended == ["a1", "a2"])
+    await until(lambda: group.acked == [0, 1])
+
+
+async def test_conversations_do_not_wait_for_each_other(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
+    group.ask("a1", "a")
+    group.ask("b1", "b")
+    answers.end("b1")
+
+    await until(lambda: group.acked == [1])
+    assert answers.ended == ["b1"]
+
+
+async def test_beyond_the_limit_questions_wait_in_kafka(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
+    for name in "abcde":
+        group.ask(name, name)
+    await until(lambda: len(answers.begun) == 3)
+    assert len(runner) == 3
+
+    answers.end("a")
+    await until(lambda: answers.begun == ["a", "b", "c", "d"])
+
+
+async def test_an_answer_goes_on_through_a_rebalance_and_is_acknowledged_in_the_new_generation(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+
+    group.rebalance({0})
+    await runner.keep({0})
+    answers.end("a1")
+
+    await until(lambda: group.acked == [0])
+    assert answers.begun == ["a1"]
+
+
+async def test_an_answer_that_ends_during_a_rebalance_is_acknowledged_when_it_is_delivered_again(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    group.rebalancing = True
+    answers.end("a1")
+    await until(lambda: answers.ended == ["a1"])
+    assert group.acked == []
+
+    group.rebalancing = False
+    group.rebalance({0})
+
+    await until(lambda: group.acked == [0])
+    assert answers.begun == ["a1"]
+
+
+async def test_answers_of_a_lost_partition_are_cancelled_and_not_acknowledged(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a", partition=0)
+    group.ask("b1", "b", partition=1)
+    await until(lambda: len(answers.begun) == 2)
+
+    group.rebalance({1})
+    await runner.keep({1})
+    answers.end("a1", "b1")
+
+    await until(lambda: group.acked == [1])
+    assert answers.ended == ["b1"]
+    assert runner.in_work("a") == []
+
+
+async def test_a_partition_that_comes_back_is_taken_up_again(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    group.rebalance(set())
+    await runner.keep(set())
+
+    group.rebalance({0})
+    await runner.keep({0})
+    answers.end("a1")
+
+    await until(lambda: group.acked == [0])
+    assert answers.begun == ["a1", "a1"]
+
+
+async def test_a_full_runner_still_adopts_what_a_rebalance_delivers_again(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    for name in "abcd":
+        group.ask(name, name)
+    await until(lambda: len(answers.begun) == 3)
+
+    group.rebalance({0})
+    answers.end(*"abcd")
+
+    await until(lambda: sorted(group.acked) == [0, 1, 2, 3])
+    assert sorted(answers.ended) == list("abcd")
+
+
+async def test_a_passing_failure_is_tried_again_however_often(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    answers.fail["a1"] = [LogUnavailable("busy") for _ in range(3 * MAX_ATTEMPTS)]
+    answers.end("a1")
+
+    group.ask("a1", "a")
+
+    await until(lambda: group.acked == [0])
+    assert answers.ended == ["a1"]
+    assert answers.set_aside == []
+
+
+async def test_an_unforeseen_error_is_set_aside_after_some_attempts(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    answers.fail["a1"] = [ZeroDivisionError("oh") for _ in range(MAX_ATTEMPTS)]
+
+    group.ask("a1", "a")
+
+    await until(lambda: group.acked == [0])
+    assert answers.begun == ["a1"] * MAX_ATTEMPTS
+    assert answers.set_aside == [(0, "oh")]
+
+
+async def test_what_is_rejected_is_set_aside_at_once_and_the_stream_goes_on(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    answers.fail["a1"] = [Rejected("never")]
+    group.ask("a1", "a")
+    group.deliver(b"not json")
+    group.ask("a2", "a")
+    answers.end("a2")
+
+    await until(lambda: sorted(group.acked) == [0, 1, 2])
+    assert [offset for offset, _ in sorted(answers.set_aside)] == [0, 1]
+    assert answers.ended == ["a2"]
+
+
+async def test_what_cannot_be_set_aside_yet_is_not_acknowledged(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    answers.refuse_aside = 3
+    group.deliver(b"not json")
+
+    await until(lambda: group.acked == [0])
+    assert answers.refuse_aside == 0
+    assert len(answers.set_aside) == 1
+
+
+async def test_replace_stops_what_is_in_work_in_the_conversation(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    group.ask("b1", "b")
+    group.ask("a2", "a", on_busy="replace")
+    await until(lambda: len(runner.jobs_of("a")) == 2)
+
+    assert [job.stopping.is_set() for job in runner.jobs_of("a")] == [True, False]
+    assert [job.stopping.is_set() for job in runner.jobs_of("b")] == [False]
+
+
+async def test_a_stop_that_overtakes_its_question_stops_it_all_the_same(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    assert runner.stop("a1") is False
+
+    group.ask("a1", "a")
+
+    await until(lambda: len(runner.jobs_of("a")) == 1)
+    assert runner.jobs_of("a")[0].stopping.is_set()
+
+
+async def test_on_shutdown_answers_are_handed_over_unacknowledged(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+
+    await runner.hand_over(0)
+
+    assert group.acked == []
+    assert answers.ended == []
+    assert len(runner) == 0
