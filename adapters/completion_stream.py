@@ -5,6 +5,7 @@ are skipped, or leave some out. msgspec builds only what we keep, which costs a 
 (docs/adr, `bench/model_decode.py`); `tests/contract/test_model_differential.py` holds it equal to the SDK.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ class _Said(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
+    index: int | None = 0
     delta: _Said | None = None
     finish_reason: str | None = None
 
@@ -49,12 +50,13 @@ class CompletionStream:
     ``failure`` is what the stream broke with: deltas that came before it in the same piece still count.
     """
 
-    __slots__ = ("_events", "_finished", "done", "failure", "heard")
+    __slots__ = ("_events", "_finished", "_half", "done", "failure", "heard")
 
     def __init__(self) -> None:
         self._events = EventStream()
-        self.failure: ChatError | None = None
+        self._half = ""
         self._finished = False
+        self.failure: ChatError | None = None
         self.done = False
         self.heard = False
 
@@ -88,15 +90,15 @@ class CompletionStream:
     def _delta(self, data: bytes) -> Delta | None:
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ModelBusy(f"the model server sent a chunk that cannot be read: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            chunk = self._read_leniently(data, error)
         if chunk.error:
             raise failure_of(chunk.error)
         usage = None
         if chunk.usage:
             usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
         # One answer is asked for, so there is one choice; a usage chunk at the end has none.
-        choice = next((choice for choice in chunk.choices or () if choice.index == 0), None)
+        choice = next((choice for choice in chunk.choices or () if not choice.index), None)
         if choice is None:
             return Delta(usage=usage) if usage else None
         said = choice.delta or _Said()
@@ -107,6 +109,28 @@ class CompletionStream:
         if finish:
             self._finished = True
         return Delta(text, tools, finish, usage) if text or tools or finish or usage else None
+
+    def _read_leniently(self, data: bytes, error: Exception) -> _Chunk:
+        """Read what JSON's grammar forbids but servers send; raises `ModelBusy` for the rest.
+
+        A server in Python writes NaN, as the logarithm of a probability. One in JavaScript cuts an emoji into the two
+        escapes of its halves, in two chunks: the first waits for the second.
+        """
+        try:
+            chunk = json.loads(data, parse_constant=lambda _name: None)
+            for choice in chunk.get("choices") or ():
+                if not choice.get("index") and isinstance(text := choice["delta"].get("content"), str):
+                    choice["delta"]["content"], self._half = whole_characters(self._half + text)
+            return _decode(json.dumps(chunk))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, msgspec.DecodeError):
+            raise ModelBusy(f"the model server sent a chunk that cannot be read: {error}") from error
+
+
+def whole_characters(text: str) -> tuple[str, str]:
+    """Return the text with halves of characters joined, and the first half of one that it ends with."""
+    half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    joined = text.removesuffix(half).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return joined, half
 
 
 def _array(raw: msgspec.Raw) -> str:

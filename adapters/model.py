@@ -2,7 +2,7 @@
 
 The openai SDK does what it does well (keys, retries, time-outs, proxies, redirects, base URLs), over its
 aiohttp transport, which takes a fraction of the default one's CPU for each read. The bytes of the answer are
-ours: `adapters.completion_stream` decodes them. `make bench-model` prints what both choices bring.
+ours: `adapters.completion_stream` decodes them. `bench/model_decode.py` prints what that brings.
 """
 
 import asyncio
@@ -11,14 +11,15 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
 import httpx2
 import msgspec
-from openai import APIError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient, Timeout
+from openai import APIError, APIStatusError, AsyncOpenAI, DefaultAioHttpClient, Timeout
 
 from adapters.completion_stream import CompletionStream, is_refusal
+from config import metrics
 from config.settings import Settings
 from domain.errors import BadRequest, ChatError, ModelBusy
 from domain.generation import Delta, Generation
@@ -70,7 +71,7 @@ class Model:
         where it never will. Close the generator (`contextlib.aclosing`) to end the generation: the connection
         is dropped at once, so that the server stops writing what nobody will read.
         """
-        with failures_translated():
+        with Counted() as counted, failures_translated():
             async with (
                 self._client.chat.completions.with_streaming_response.create(
                     model=generation.model,
@@ -80,6 +81,7 @@ class Model:
                 ) as response,
                 aclosing(response.http_response.aiter_bytes()) as pieces,
             ):
+                counted.answered = True
                 answer = CompletionStream()
                 heard_at = self._clock()
                 try:
@@ -137,6 +139,32 @@ class Model:
             raise ModelBusy(f"the model server's list of models cannot be read: {error}") from error
 
 
+class Counted:
+    """Counts one request to the model server, by what becomes of it."""
+
+    def __init__(self) -> None:
+        self.answered = False
+
+    def __enter__(self) -> Self:
+        metrics.model_requests_open.inc()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        metrics.model_requests_open.dec()
+        metrics.model_requests.labels(self._result(error)).inc()
+
+    def _result(self, error: BaseException | None) -> str:
+        match error:
+            case None:
+                return "completed"
+            case BadRequest():
+                return "refused"
+            case ModelBusy():
+                return "broken" if self.answered else "busy"
+            case _:  # the generator was closed, or its task cancelled
+                return "cancelled"
+
+
 @asynccontextmanager
 async def open_model(settings: Settings) -> AsyncGenerator[Model, None]:
     """Open the model server that the settings name. Connects to nothing until something is asked."""
@@ -190,10 +218,8 @@ def failures_translated() -> Iterator[None]:
         yield
     except APIStatusError as error:
         raise refusal_of(error) from error
-    except APITimeoutError as error:
-        raise ModelBusy("the model server did not answer in time") from error
     except (APIError, *BROKEN) as error:
-        raise ModelBusy(f"the model server cannot be reached: {reason(error)}") from error
+        raise ModelBusy(f"the model server did not answer: {reason(error)}") from error
 
 
 def refusal_of(error: APIStatusError) -> ChatError:
@@ -202,11 +228,11 @@ def refusal_of(error: APIStatusError) -> ChatError:
     if status in {401, 403}:
         # Such a message often quotes part of the key, and it would be shown to the person who asked.
         return BadRequest(f"the model server does not accept this worker's key (HTTP {status}): check OPENAI_API_KEY")
+    body = error.body if isinstance(error.body, dict) else {}
+    said = body.get("message") or f"HTTP {status}"
     if is_refusal(status):
-        return BadRequest(f"the model server refused the request: {error.message}")
-    return ModelBusy(
-        f"the model server is not available: {error.message}", retry_after=retry_after(error.response.headers)
-    )
+        return BadRequest(f"the model server refused the request: {said}")
+    return ModelBusy(f"the model server is busy: {said}", retry_after=retry_after(error.response.headers))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -227,4 +253,4 @@ def reason(error: BaseException) -> str:
     while cause is not None:
         said = str(cause) or said
         cause = cause.__cause__
-    return said or type(error).__name__
+    return " ".join(said.split()) or type(error).__name__

@@ -25,7 +25,7 @@ class EventStream:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the data of the events that end in this piece; raises `ModelBusy` if one grows beyond bounds."""
-        if self._after_cr or b"\r" in piece:
+        if piece and (self._after_cr or b"\r" in piece):
             piece = self._with_plain_ends(piece)
         blocks = (self._rest + piece).split(b"\n\n")
         self._rest = blocks.pop()

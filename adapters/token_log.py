@@ -5,16 +5,15 @@ has been acknowledged by Kafka and no higher epoch stands before it: a crash can
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import Any, Final
 
 from adapters.log_reader import LogReader
 from adapters.logged_turn import LoggedTurn
 from adapters.token_hub import OnBadFrame, TokenHub
 from adapters.token_producer import TokenProducer
-from adapters.token_tail import TokenTail
+from adapters.token_tail import Batch, TokenTail
 from domain.errors import Expired, LogUnavailable
 from domain.tokens import Token
 
@@ -112,18 +111,28 @@ async def open_token_log(
     log_reader: LogReader,
     frame_ms: float = 5.0,
     on_bad_frame: OnBadFrame = _ignore,
+    idle_fetch_pause_ms: float = 0.0,
     kafka: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[TokenLog]:
     """Open the producer and the tail of the token topic, which must exist.
 
     ``on_bad_frame(partition, offset, value, reason)`` is called for each record of an owned partition that is
-    no frame. ``kafka`` are further options of librdkafka, such as those of TLS.
+    no frame. ``idle_fetch_pause_ms`` is for a broker that does not wait by itself, see `config.settings`.
+    ``kafka`` are further options of librdkafka, such as those of TLS.
     """
     async with AsyncExitStack() as stack:
-        open_tail = partial(TokenTail, bootstrap, topic, kafka=kafka)
+        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, kafka=kafka)
+
+        def open_tail(on_batch: Callable[[Batch], None]) -> TokenTail:
+            def take(batch: Batch) -> None:
+                # What the tail brings is mostly what this producer sent, so its acknowledgement is there too.
+                producer.serve()
+                on_batch(batch)
+
+            return TokenTail(bootstrap, topic, take, idle_pause=idle_fetch_pause_ms / 1000, kafka=kafka)
+
         hub = TokenHub(topic, log_reader, open_tail, on_bad_frame=on_bad_frame)
         stack.push_async_callback(hub.close)
-        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, kafka=kafka)
         stack.push_async_callback(producer.close)
         token_log = TokenLog(topic, producer, hub, log_reader)
         stack.push_async_callback(token_log.close)

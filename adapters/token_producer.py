@@ -4,6 +4,9 @@ Kafka costs per record and request, not per token, so tokens of all turns of a p
 for each other. `append` runs ten thousand times a second and does as little as it can; what waits for Kafka
 (claims, ends) goes through `put`, at once.
 
+There is no thread for acknowledgements: one that woke the loop for every frame cost a quarter of the token path.
+They are taken when a frame is due, when the tail brings something (mostly that frame), and on a clock.
+
 Delivery. A frame that Kafka does not acknowledge in time may or may not be in the log. Everything of its
 partition that is unacknowledged then counts as lost, and the turns in it are shut: `append` and `put` raise
 `LogUnavailable` for them until they are claimed with a higher epoch. What a shut turn still wrote stands behind
@@ -13,7 +16,6 @@ from what its tail shows is right in either case.
 
 import asyncio
 import math
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -40,7 +42,9 @@ MAX_UNACKNOWLEDGED_SECONDS: Final = 2.0
 DELIVERY_SECONDS: Final = 30.0
 # Shut turns that nobody claimed again (another worker did) are forgotten beyond this many a partition.
 MAX_SHUT: Final = 10_000
-POLL_SECONDS: Final = 0.2
+# How often librdkafka is asked what happened, if nobody else does: while frames are under way, and otherwise.
+BUSY_SECONDS: Final = 0.004
+IDLE_SECONDS: Final = 0.25
 CLOSE_SECONDS: Final = 0.5
 
 
@@ -113,11 +117,9 @@ class TokenProducer:
         self._unacknowledged = 0
         self._room: list[asyncio.Future[None]] = []
         self._reports: deque[tuple[_Frame, KafkaError | None, int]] = deque()
-        self._woken = False
         self._closed = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="token-producer", daemon=True)
-        self._thread.start()
+        self._busy = False
+        self._clock = self._loop.call_later(IDLE_SECONDS, self._tick)
 
     def append(self, partition: int, token: Token) -> None:
         """Put a token into the partition's next frame.
@@ -162,14 +164,18 @@ class TokenProducer:
         self._loop.call_soon(self._send, lane)
         return await written
 
+    def serve(self) -> None:
+        """Take the acknowledgements that have come. Whoever is woken by Kafka anyway calls this, which is free."""
+        if not self._closed and self._producer.poll(0):
+            self._collect()
+
     async def close(self) -> None:
-        """Send what is pending, give Kafka half a second for it, and join the thread."""
+        """Send what is pending and give Kafka half a second for it. What it has not taken then is lost."""
         for lane in self._lanes.values():
             self._send(lane)
         self._closed = True
+        self._clock.cancel()
         await asyncio.to_thread(self._producer.flush, CLOSE_SECONDS)
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join)
         self._collect()
         for lane in self._lanes.values():
             self._lose(lane, "the worker is shutting down")
@@ -186,15 +192,24 @@ class TokenProducer:
         if self._closed:
             raise LogUnavailable("the token log is closed")
         lane.armed = True
-        due = lane.sent_at + self._gap
+        due = self._next_beat(lane.sent_at)
         if due <= self._loop.time():
             # At the end of this loop iteration, so that what one read of a model's socket brings shares a frame.
             lane.timer = self._loop.call_soon(self._due, lane)
         else:
             lane.timer = self._loop.call_at(due, self._due, lane)
 
+    def _next_beat(self, sent_at: float) -> float:
+        """Return when a partition that sent at this time sends again, ``frame_ms`` later on average.
+
+        All partitions send on one beat, so that eight of them wake everybody concerned once and not eight times.
+        One that fell off the beat (a lone token, a claim) joins it again after half a gap at least.
+        """
+        return math.ceil(sent_at / self._gap + 0.5) * self._gap if self._gap else sent_at
+
     def _due(self, lane: _Lane) -> None:
         lane.timer = None
+        self.serve()
         if not lane.frames:
             self._send(lane)
 
@@ -207,6 +222,8 @@ class TokenProducer:
         frames[-1].waiters = lane.waiters
         lane.frames.extend(frames)
         lane.pending, lane.waiters = [], []
+        if not self._busy:
+            self._watch()
         try:
             for frame in frames:
                 self._producer.produce(
@@ -223,20 +240,22 @@ class TokenProducer:
 
     # -- delivery
 
-    def _poll(self) -> None:
-        """Serve librdkafka's callbacks, in a thread of its own, until closed."""
-        while not self._stop.is_set():
-            self._producer.poll(POLL_SECONDS)
+    def _watch(self) -> None:
+        """Look for acknowledgements soon: none is due by any other way while the tail is silent."""
+        self._clock.cancel()
+        self._clock = self._loop.call_later(BUSY_SECONDS, self._tick)
+        self._busy = True
+
+    def _tick(self) -> None:
+        self.serve()
+        self._busy = self._unacknowledged > 0
+        self._clock = self._loop.call_later(BUSY_SECONDS if self._busy else IDLE_SECONDS, self._tick)
 
     def _delivered(self, frame: _Frame, error: KafkaError | None, message: Message) -> None:
-        """Note a delivery report, in the producer's thread; wake the loop once for all that come together."""
+        """Note a delivery report. Runs inside librdkafka's poll, in another thread while it is flushed."""
         self._reports.append((frame, error, -1 if error else message.offset() or 0))
-        if not self._woken:
-            self._woken = True
-            self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        self._woken = False
         now = self._loop.time()
         while self._reports:
             frame, error, offset = self._reports.popleft()

@@ -56,6 +56,7 @@ class TokenTail:
         topic: str,
         on_batch: Callable[[Batch], None],
         *,
+        idle_pause: float = 0.0,
         kafka: Mapping[str, Any] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -70,10 +71,15 @@ class TokenTail:
                     # Where a position is not in the log, the hub has to know: it decides, not librdkafka.
                     "auto.offset.reset": "error",
                     "fetch.wait.max.ms": FETCH_WAIT_MS,
+                    "enable.partition.eof": idle_pause > 0,
                     **(kafka or {}),
                 },
             )
         )
+        self._idle_pause = idle_pause
+        # The next offset of each partition, and the partitions whose end was reached. The thread's alone.
+        self._positions: dict[int, int] = {}
+        self._at_end: set[int] = set()
         self._changes: deque[Callable[[], None]] = deque()
         self._batches: deque[Batch] = deque()
         self._taken = threading.Event()
@@ -84,13 +90,20 @@ class TokenTail:
 
     def follow(self, positions: Mapping[int, int]) -> None:
         """Begin to read these partitions, each at its offset."""
-        partitions = [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
-        self._changes.append(lambda: self._consumer.incremental_assign(partitions))
+
+        def change() -> None:
+            self._positions.update(positions)
+            self._consumer.incremental_assign(self._places(positions))
+
+        self._changes.append(change)
 
     def leave(self, partition: int) -> None:
         """Stop reading a partition. What has been read of it may still arrive."""
-        partitions = [TopicPartition(self._topic, partition)]
-        self._changes.append(lambda: self._consumer.incremental_unassign(partitions))
+
+        def change() -> None:
+            self._consumer.incremental_unassign(self._places({partition: self._positions.pop(partition)}))
+
+        self._changes.append(change)
 
     async def close(self) -> None:
         """Stop, join the thread and close the consumer."""
@@ -106,6 +119,22 @@ class TokenTail:
             first = self._consumer.poll(POLL_SECONDS)
             if first is not None:
                 self._hand_over([first, *self._consumer.consume(BATCH, 0)])
+            if self._idle_pause and self._at_end.issuperset(self._positions):
+                self._rest()
+
+    def _rest(self) -> None:
+        """Fetch nothing for a moment, for a broker that answers an empty fetch at once instead of waiting.
+
+        librdkafka would ask again at once, at half a core. It cannot be told to wait, and what it resumes after
+        `pause` has lost its position, so the partitions are taken from it and given back.
+        """
+        self._consumer.unassign()
+        self._stop.wait(self._idle_pause)
+        self._consumer.assign(self._places(self._positions))
+        self._at_end.clear()
+
+    def _places(self, positions: Mapping[int, int]) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
 
     def _change(self, change: Callable[[], None]) -> None:
         try:
@@ -114,7 +143,10 @@ class TokenTail:
             self._complaints(error.args[0])
 
     def _hand_over(self, messages: list[Message]) -> None:
-        self._batches.append([read for message in messages if (read := self._read(message)) is not None])
+        batch = [read for message in messages if (read := self._read(message)) is not None]
+        if not batch:
+            return
+        self._batches.append(batch)
         if not self._woken:
             self._woken = True
             self._loop.call_soon_threadsafe(self._take)
@@ -132,9 +164,19 @@ class TokenTail:
         partition, offset = message.partition() or 0, message.offset() or 0
         error = message.error()
         if error is not None:
-            self._complaints(error)
-            return Cut(partition) if error.code() == KafkaError._AUTO_OFFSET_RESET else None
+            return self._not_read(partition, error)
+        if partition not in self._positions:
+            return None
+        self._positions[partition] = offset + 1
+        self._at_end.discard(partition)
         try:
             return Read(partition, offset, decode(message.value()))
         except BadRecord as bad:
             return Read(partition, offset, [], message.value() or b"", str(bad))
+
+    def _not_read(self, partition: int, error: KafkaError) -> Cut | None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._at_end.add(partition)
+            return None
+        self._complaints(error)
+        return Cut(partition) if error.code() == KafkaError._AUTO_OFFSET_RESET else None

@@ -114,6 +114,7 @@ class Answer:
             try:
                 self.model = await model_for(self.question)
                 if messages is None:
+                    await app.settled()
                     messages = self.messages()
                 if await self.speak(messages):
                     await self.end("stopped" if self.job.stopping.is_set() else "completed")
@@ -244,6 +245,7 @@ async def close(question: Question, logged: Any) -> None:
     """Publish the finished turn, and wait until its conversation has it: the next question needs it there."""
     remembered = conversations.expect(question.turn_id)
     try:
+        await app.settled()
         turn = finished(question, logged)
         await app.publish(app.topics_of.turns, question.conversation_id, turn)
         async with asyncio.timeout(CLOSE_SECONDS):

@@ -36,7 +36,7 @@ FLOOD_ALLOWS: Final = 3
 FLOOD_SECONDS: Final = 10.0
 
 # At INFO these tell of every HTTP request that they make, which for us is one per answer.
-TALKATIVE: Final = ("httpx", "httpcore", "elastic_transport")
+TALKATIVE: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "elastic_transport")
 
 
 def configure(chosen: Format = "auto", level: int | str = "INFO") -> None:

@@ -144,6 +144,11 @@ class ChatApp(faust.App):
         """Return the partition of a conversation."""
         return partition_of(conversation_id, self.settings.partitions)
 
+    async def settled(self) -> None:
+        """Wait until no rebalance is going on and the tables are back: until then they cannot be read or written."""
+        while self.rebalancing:
+            await asyncio.sleep(0.02)  # noqa: ASYNC110 - Faust offers no event for it
+
     def owned(self) -> set[int]:
         """Return the partitions of questions that this worker holds, also in the middle of a rebalance."""
         return {tp.partition for tp in self._assignment or () if tp.topic == self.topics_of.questions.name}

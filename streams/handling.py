@@ -19,12 +19,16 @@ log = structlog.get_logger(__name__)
 W = TypeVar("W", bound=Wire)
 
 
-class DeadLetters(Protocol):
-    """Where records go that cannot be handled, and what tells a stale event."""
+class App(Protocol):
+    """What the loop needs of the app."""
 
     @property
     def generation(self) -> int:
         """Return the number of the current assignment."""
+        ...
+
+    async def settled(self) -> None:
+        """Wait until the tables can be written."""
         ...
 
     async def dead_letter(
@@ -34,9 +38,7 @@ class DeadLetters(Protocol):
         ...
 
 
-async def handle_each(
-    app: DeadLetters, stream: Any, kind: type[W], handle: Callable[[W, int], Awaitable[None]]
-) -> None:
+async def handle_each(app: App, stream: Any, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> None:
     """Give each record of the stream, and its partition, to ``handle``, in order."""
     stream = stream.noack()
     async for event in stream.events():
@@ -44,11 +46,12 @@ async def handle_each(
             await stream.ack(event)
 
 
-async def _handled(app: DeadLetters, event: Event, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> bool:
+async def _handled(app: App, event: Event, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> bool:
     """Return False if the event belongs to an older assignment by now, and so is delivered again."""
     message, attempt = event.message, 0
     while message.generation_id == app.generation:
         attempt += 1
+        await app.settled()
         try:
             await handle(decode(event.value, kind), message.partition)
             return True
@@ -62,7 +65,7 @@ async def _handled(app: DeadLetters, event: Event, kind: type[W], handle: Callab
     return False
 
 
-async def _set_aside(app: DeadLetters, event: Event, error: Exception) -> bool:
+async def _set_aside(app: App, event: Event, error: Exception) -> bool:
     message = event.message
     while True:
         try:

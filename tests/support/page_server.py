@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-STATIC = Path(__file__).parents[2] / "web" / "static"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+from web import page
+
 FINAL = {"turn.completed", "turn.stopped", "turn.failed"}
 STATUS_OF = {"turn.completed": "completed", "turn.stopped": "stopped", "turn.failed": "failed"}
 
@@ -55,6 +53,11 @@ class Turn:
         if not self.events:
             return "queued"
         return STATUS_OF.get(self.events[-1][0], "running")
+
+    async def beyond(self, number: int) -> None:
+        """Wait until there is an event of this number."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.events) > number)
 
     async def add(self, name: str, **data: object) -> None:
         """Append an event and wake the readers."""
@@ -131,7 +134,7 @@ class PageServer:
         self.pace = 0.0
         self._streams: set[asyncio.Transport] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turn_added = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     # -- what a test does
 
@@ -144,13 +147,26 @@ class PageServer:
         streams = list(self._streams)
         for transport in streams:
             transport.abort()
+            self._streams.discard(transport)
         return len(streams)
+
+    async def until(self, condition: Callable[[], bool], within: float = 10.0) -> None:
+        """Wait until a condition on this server holds; raises TimeoutError."""
+        async with asyncio.timeout(within), self._changed:
+            await self._changed.wait_for(condition)
 
     async def asked(self, number: int) -> Turn:
         """Wait for the number-th turn (from 1) and return it."""
-        async with self._turn_added:
-            await self._turn_added.wait_for(lambda: len(self.turns) >= number)
+        await self.until(lambda: len(self.turns) >= number)
         return list(self.turns.values())[number - 1]
+
+    async def followed(self) -> None:
+        """Wait until somebody reads an event stream."""
+        await self.until(lambda: bool(self._streams))
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     def sent(self, route: str) -> list[dict[str, Any]]:
         """Return what came in on a route: bodies, with the idempotency key as ``key``."""
@@ -159,7 +175,7 @@ class PageServer:
     def add_conversation(self, title: str, *, days_ago: int = 0) -> dict[str, Any]:
         """Keep a conversation that was last used some days ago."""
         at = (datetime.now(UTC) - timedelta(days=days_ago)).isoformat()
-        conversation = {
+        conversation: dict[str, Any] = {
             "id": f"c{len(self.conversations) + 1}",
             "object": "conversation",
             "title": title,
@@ -184,9 +200,8 @@ class PageServer:
         conversation = self.conversations[conversation_id]
         conversation["updated_at"] = at
         conversation["title"] = conversation["title"] or question[:60]
-        async with self._turn_added:
-            self.turns[turn.turn_id] = turn
-            self._turn_added.notify_all()
+        self.turns[turn.turn_id] = turn
+        await self._tell()
         if self.script is not None:
             task = asyncio.create_task(self._answer(turn, self.script[(len(self.turns) - 1) % len(self.script)]))
             self._tasks.add(task)
@@ -211,8 +226,8 @@ class PageServer:
         app = web.Application(middlewares=[self._guard])
         app.add_routes(
             [
-                web.get("/", self._index),
-                web.static("/static", STATIC),
+                web.get("/", page.index),
+                web.get("/static/{path:.*}", page.static),
                 web.get("/v1/me", self._me),
                 web.get("/v1/conversations", self._list),
                 web.post("/v1/conversations", self._create),
@@ -229,22 +244,21 @@ class PageServer:
         return app
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not request.path.startswith("/v1/"):
-            response: web.StreamResponse = await handler(request)
-            response.headers["Content-Security-Policy"] = POLICY
+            response = await handler(request)
             response.headers["X-Content-Type-Options"] = "nosniff"
-            response.headers["Cache-Control"] = "no-cache"
             return response
         body = await request.json() if request.body_exists else {}
         more = {**body, "key": request.headers.get("Idempotency-Key", "")}
         self.requests.append((request.method, request.path, more))
+        await self._tell()
         refusal = self._refusal(f"{request.method} {request.path}")
         if refusal and not refusal.after:
             return self._refused(request, refusal)
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return self._refused(request, Refusal("", 401, message="no or bad credentials"))
-        answered: web.StreamResponse = await handler(request)
+        answered = await handler(request)
         return self._refused(request, refusal) if refusal else answered
 
     def _refusal(self, route: str) -> Refusal | None:
@@ -261,9 +275,6 @@ class PageServer:
             return web.Response()
         error = {"message": refusal.message, "type": "error", "code": "refused", "request_id": "r1"}
         return web.json_response({"error": error}, status=refusal.status, headers=refusal.headers)
-
-    async def _index(self, _: web.Request) -> web.FileResponse:
-        return web.FileResponse(STATIC / "index.html")
 
     async def _me(self, _: web.Request) -> web.Response:
         return web.json_response({"user": "dev", "tenant": "dev"})
@@ -323,18 +334,19 @@ class PageServer:
         await response.prepare(request)
         transport = cast(asyncio.Transport, request.transport)
         self._streams.add(transport)
+        await self._tell()
         try:
             with suppress(ConnectionResetError):
                 await self._write_events(turn, number, response)
         finally:
             self._streams.discard(transport)
+            await self._tell()
         return response
 
     async def _write_events(self, turn: Turn, number: int, response: web.StreamResponse) -> None:
         await response.write(b"retry: 20\n\n: hello\n\n")
         while True:
-            async with turn.changed:
-                await turn.changed.wait_for(lambda: len(turn.events) > number)
+            await turn.beyond(number)
             for name, data in turn.events[number:]:
                 await response.write(f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n".encode())
                 number += 1
@@ -362,7 +374,7 @@ async def _main(port: int) -> None:
     server.pace = 0.03
     server.script = [(Path(__file__).parents[1] / "data" / "answer.md").read_text()]
     async with serve(server, port):
-        print(f"The page is at {server.url}")
+        print(f"The page is at {server.url}")  # noqa: T201 - it talks to the person at the terminal
         await asyncio.Event().wait()
 
 

@@ -36,7 +36,17 @@ def consumer(generation: int = 1) -> Any:
 def deliver(made: Any, offset: int) -> ConsumerMessage:
     """Return a message that a stream has taken and not finished."""
     message = ConsumerMessage(
-        PARTITION.topic, 0, offset, 0.0, 0, [], b"c", b"{}", None, tp=PARTITION, generation_id=made.app.consumer_generation_id
+        PARTITION.topic,
+        0,
+        offset,
+        0.0,
+        0,
+        [],
+        b"c",
+        b"{}",
+        None,
+        tp=PARTITION,
+        generation_id=made.app.consumer_generation_id,
     )
     made._unacked_messages.add(message)
     return message

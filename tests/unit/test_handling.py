@@ -23,6 +23,9 @@ class Letters(FakeGroup):
     def noack(self) -> "Letters":
         return self
 
+    async def settled(self) -> None:
+        pass
+
     async def dead_letter(
         self, *, topic: str, partition: int, offset: int, error: Exception, key: bytes | None, value: bytes | None
     ) -> None:
@@ -90,7 +93,9 @@ async def test_a_passing_failure_is_tried_until_it_works(letters: Letters) -> No
     assert letters.letters == []
 
 
-@pytest.mark.parametrize(("error", "attempts"), [(Rejected("no"), 1), (BadRecord("no"), 1), (KeyError("no"), MAX_ATTEMPTS)])
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(Rejected("no"), 1), (BadRecord("no"), 1), (KeyError("no"), MAX_ATTEMPTS)]
+)
 async def test_what_never_works_is_set_aside(letters: Letters, error: Exception, attempts: int) -> None:
     tried: list[str] = []
 

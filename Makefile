@@ -1,0 +1,81 @@
+# Headrace: `make up` is all that a newcomer needs, `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# A question for `make demo-question`, and options for `make test`.
+Q ?= What is a headrace?
+ARGS ?=
+
+##@ Use it
+.PHONY: up
+up: $(INSTALLED) ## Start everything on this machine and open the chat (Ctrl-C stops it)
+	@exec $(BIN)/python -m deploy.up
+
+.PHONY: demo-question
+demo-question: export QUESTION = $(Q)
+demo-question: $(INSTALLED) ## Ask a running Headrace one question: make demo-question Q="Why is the sky blue?"
+	@exec $(BIN)/python -m deploy.ask "$$QUESTION"
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv with everything that requirements.lock names (instant when nothing changed)
+	@echo ".venv has what requirements.lock names"
+
+$(INSTALLED): requirements.lock pyproject.toml deploy/install.sh
+	@deploy/install.sh
+
+##@ Work on it
+.PHONY: test
+test: $(INSTALLED) ## Run all tests, on services that it starts itself: make test ARGS="-k fold"
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style (ruff), shell scripts (shellcheck) and the Dockerfile (hadolint)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck deploy/install.sh .ci/run
+	$(BIN)/hadolint deploy/Dockerfile
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code, and mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: $(INSTALLED) ## Check types (mypy, strict, tests too)
+	$(BIN)/mypy
+
+.PHONY: contracts
+contracts: $(INSTALLED) ## Check who imports whom (import-linter)
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: docs
+docs: $(INSTALLED) ## Write the reference pages that are generated from the code
+	$(BIN)/python -m docs.generate
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure the token path against a plain proxy; needs a real Kafka (KAFKA_BOOTSTRAP_SERVERS)
+	$(BIN)/python -m bench
+
+.PHONY: check
+check: lint types contracts test ## All of the above checks, as a change needs them
+
+##@ Keep it up
+.PHONY: lock
+lock: ## Resolve the dependencies anew and write requirements.lock
+	@deploy/lock.sh
+
+.PHONY: clean
+clean: ## Remove .venv and all caches (not the data of `make up`)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build headrace.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## Print this
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,1 @@
+"""How Headrace is run: `make up` on one machine, and what a container engine or a cluster needs."""

@@ -1,0 +1,101 @@
+"""The page on a real worker: from the browser through Kafka to the model and back."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.conftest import StartWorker
+from tests.e2e.acting import expect_ended, expect_text, last_answer
+from tests.support.cut_line import CutLine
+from tests.support.model_server import ModelServer
+from tests.support.scripted_answer import expected_answer
+from tests.support.services import Services
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+QUESTION = "How does a word get here? [tokens=150 pace=100]"
+BYTES = 1300  # the headers and some ten words
+
+
+async def test_an_answer_through_a_worker_survives_ten_lost_connections_and_a_reload(
+    browser: Browser, services: Services, start_worker: StartWorker
+) -> None:
+    async with ModelServer() as model, await browser.new_context() as context:
+        worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+        async with CutLine.to(worker.port) as line:
+            page = await context.new_page()
+            await page.goto(line.url)
+            await page.get_by_label("Question", exact=True).fill(QUESTION)
+            cut = asyncio.create_task(line.cut(5, after=BYTES))
+            async with page.expect_response("**/turns") as accepted:
+                await page.keyboard.press("Enter")
+            turn = (await (await accepted.value).json())["turn_id"]
+            await cut
+            cut = asyncio.create_task(line.cut(5, after=BYTES))
+            await page.reload()
+            await cut
+            await expect_ended(page)
+
+            text = "".join(expected_answer(QUESTION))
+            await expect_text(page, _plain(text))
+            assert (await _get(page, f"/v1/turns/{turn}"))["answer"] == text
+            await page.reload()
+            await expect_text(page, _plain(text))
+            await expect(page.locator(".turn")).to_have_count(1)
+            await expect(page.get_by_role("link", name="How does a word get here?")).to_be_visible()
+
+
+async def test_a_conversation_on_a_worker_is_stopped_answered_again_edited_renamed_and_deleted(
+    browser: Browser, services: Services, start_worker: StartWorker
+) -> None:
+    async with ModelServer() as model, await browser.new_context() as context:
+        worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+        page = await context.new_page()
+        await page.goto(worker.url)
+        question = page.get_by_label("Question", exact=True)
+        await question.fill("Endless [tokens=5000 pace=50]")
+        await page.keyboard.press("Enter")
+        await expect(last_answer(page)).not_to_be_empty()
+        await page.keyboard.press("Escape")
+        await expect(page.locator(".status")).to_contain_text("Stopped.")
+
+        await page.get_by_role("button", name="Answer again").click()
+        await expect(page.locator(".versions")).to_have_text("2 / 2")
+        await expect(last_answer(page)).not_to_be_empty()
+        await page.keyboard.press("Escape")
+        await expect_ended(page)
+
+        await question.press("ArrowUp")
+        await page.get_by_role("textbox", name="Edit question").fill("Short [tokens=5 pace=0]")
+        await page.keyboard.press("Enter")
+        await expect_text(page, _plain("".join(expected_answer("Short [tokens=5 pace=0]"))))
+        await expect(page.locator(".versions")).to_have_text("3 / 3")
+
+        await page.reload()
+        await expect(page.locator(".versions")).to_have_text("3 / 3")
+        await page.locator("#conversations li").hover()
+        await page.get_by_role("button", name="Rename").click()
+        await page.get_by_label("Title of the conversation").fill("Short and endless")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#conversations a")).to_have_text("Short and endless")
+
+        await page.locator("#conversations li").hover()
+        await page.get_by_role("button", name="Delete").click()
+        async with page.expect_response(lambda response: response.request.method == "DELETE") as erased:
+            await page.get_by_role("button", name="Dismiss").click()
+        assert (await erased.value).ok
+        await page.reload()
+        await expect(page.get_by_text("Your conversations will stand here.")).to_be_visible()
+
+
+async def _get(page: Page, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(await page.evaluate("path => fetch(path).then(answer => answer.text())", path))
+    return found
+
+
+def _plain(text: str) -> str:
+    """Return what Markdown's bold words look like."""
+    return text.replace("**", "").strip()

@@ -1,0 +1,80 @@
+"""A token topic in memory, with a tail that moves when the test says so and a reader that can be held up."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+from confluent_kafka import Message
+
+from adapters.frames import encode
+from adapters.token_tail import Batch, Cut, Read
+from domain.errors import LogUnavailable
+from domain.tokens import Token
+
+
+class MemoryLog:
+    """Partitions as lists of frames. ``beginning``: the offset below which retention has deleted everything.
+
+    ``open``: clear it to hold up whoever reads the log. ``down``: fail them instead. ``reads``: how often
+    somebody read it back.
+    """
+
+    def __init__(self) -> None:
+        self.frames: dict[int, list[list[Token]]] = defaultdict(list)
+        self.beginning: dict[int, int] = defaultdict(int)
+        self.open = asyncio.Event()
+        self.open.set()
+        self.down = False
+        self.reads = 0
+
+    def write(self, partition: int, *tokens: Token) -> int:
+        """Append a frame; return its offset."""
+        self.frames[partition].append(list(tokens))
+        return len(self.frames[partition]) - 1
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        if self.down:
+            raise LogUnavailable("the memory log is down")
+        return {partition: len(self.frames[partition]) for partition in partitions}
+
+    async def scan(
+        self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Message], bool]
+    ) -> None:
+        self.reads += 1
+        await self.open.wait()
+        if self.down:
+            raise LogUnavailable("the memory log is down")
+        for offset in range(max(start, self.beginning[partition]), min(stop, len(self.frames[partition]))):
+            if visit(Message(partition=partition, offset=offset, value=encode(self.frames[partition][offset]))):
+                return
+
+
+class MemoryTail:
+    """A tail of a `MemoryLog`. Reads nothing until `advance`."""
+
+    def __init__(self, log: MemoryLog, on_batch: Callable[[Batch], None]) -> None:
+        self._log = log
+        self._on_batch = on_batch
+        self.positions: dict[int, int] = {}
+
+    def follow(self, positions: Mapping[int, int]) -> None:
+        self.positions.update(positions)
+
+    def leave(self, partition: int) -> None:
+        del self.positions[partition]
+
+    def advance(self, limit: int = 1_000_000) -> None:
+        """Hand over the next ``limit`` records of each partition, in one batch."""
+        batch: Batch = []
+        for partition, position in self.positions.items():
+            stop = min(position + limit, len(self._log.frames[partition]))
+            batch += [Read(partition, at, self._log.frames[partition][at]) for at in range(position, stop)]
+            self.positions[partition] = max(stop, position)
+        self._on_batch(batch)
+
+    def lose(self, partition: int) -> None:
+        """Find that the position is not in the log."""
+        self._on_batch([Cut(partition)])
+
+    async def close(self) -> None:
+        self.positions.clear()

@@ -1,0 +1,36 @@
+"""The model adapter as tests use it: opened on a scripted server, and read to its end."""
+
+from collections.abc import Iterable
+from contextlib import aclosing
+
+from adapters.model import Model
+from config.settings import Settings
+from domain.generation import Delta, Generation
+
+
+def settings_for(base_url: str, *, api_key: str = "none", stall_seconds: float = 10.0) -> Settings:
+    """Return settings with this model server."""
+    changes = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": api_key, "model_stall_seconds": stall_seconds}
+    return Settings.model_validate(changes)
+
+
+def asking(question: str, so_far: str = "", **options: object) -> Generation:
+    """Return a generation with one question, and the text so far if there is any."""
+    messages = [{"role": "user", "content": question}]
+    if so_far:
+        messages.append({"role": "assistant", "content": so_far})
+    return Generation("scripted", messages, options)
+
+
+async def read(model: Model, generation: Generation, into: list[Delta] | None = None) -> list[Delta]:
+    """Return all deltas; ``into`` keeps those that came before an error."""
+    deltas = [] if into is None else into
+    async with aclosing(model.stream(generation)) as stream:
+        async for step in stream:
+            deltas += step
+    return deltas
+
+
+def text_of(deltas: Iterable[Delta]) -> str:
+    """Return what was said."""
+    return "".join(delta.text for delta in deltas)

@@ -1,0 +1,413 @@
+"""Whoever attaches to a turn, whenever and as often as they like, sees what stands in the log, all of it and once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.logged_turn import LoggedTurn
+from adapters.token_hub import TokenHub
+from domain.errors import LogUnavailable
+from domain.tokens import Token, text_of
+from tests.support.memory_log import MemoryLog, MemoryTail
+from tests.support.turns import claim, end, whole, words
+
+FAR = 1e9
+
+
+class Desk:
+    """A hub on a log in memory, its tail in our hands. ``bad``: what the hub reported."""
+
+    def __init__(self, *, keep_turn: float = FAR, keep_partition: float = FAR, max_tokens: int = 1000) -> None:
+        self.log = MemoryLog()
+        self.bad: list[tuple[int, int, bytes, str]] = []
+        tails: list[MemoryTail] = []
+        self.hub = TokenHub(
+            "tokens",
+            self.log,
+            lambda on_batch: tails.append(MemoryTail(self.log, on_batch)) or tails[0],
+            on_bad_frame=lambda *what: self.bad.append(what),
+            keep_turn=keep_turn,
+            keep_partition=keep_partition,
+            max_tokens=max_tokens,
+        )
+        self.tail = tails[0]
+
+    def later(self, seconds: float) -> None:
+        """Sweep as if this much time had passed."""
+        self.hub.sweep(asyncio.get_running_loop().time() + seconds)
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    desk = Desk()
+    yield desk
+    await desk.hub.close()
+
+
+async def settled() -> None:
+    """Let everything run that can run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_turn_that_is_attached_before_it_begins_is_seen_as_it_grows(desk: Desk) -> None:
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        assert turn.pieces == []
+
+        desk.log.write(0, claim("t"), *words("t", 1, 2))
+        desk.tail.advance()
+        assert turn.text == "w1 w2 "
+
+        desk.log.write(0, *words("t", 3, 3))
+        desk.tail.advance()
+        assert turn.text == "w1 w2 w3 "
+    assert desk.log.reads == 0
+
+
+async def test_a_turn_that_the_tail_saw_from_its_first_record_is_not_read_back(desk: Desk) -> None:
+    await desk.hub.own({0})
+    desk.log.write(0, *whole("t", 3))
+    desk.tail.advance()
+
+    async with desk.hub.attach("t", 0, 0) as turn:
+        assert turn.pieces == whole("t", 3)
+    assert desk.log.reads == 0
+
+
+async def test_what_the_tail_did_not_see_is_read_back_and_goes_before_what_it_saw(desk: Desk) -> None:
+    desk.log.write(0, claim("t"), *words("t", 1, 2))
+    desk.log.write(0, *whole("other", 2))
+    await desk.hub.own({0})
+    desk.log.write(0, *words("t", 3, 4))
+    desk.tail.advance()
+
+    async with desk.hub.attach("t", 0, 0) as turn:
+        assert turn.text == "w1 w2 w3 w4 "
+        assert turn.fold.next == 5
+
+
+async def test_records_that_arrive_while_the_past_is_read_wait_their_turn(desk: Desk) -> None:
+    desk.log.write(0, claim("t"), *words("t", 1, 2))
+    await desk.hub.own({0})
+    desk.log.open.clear()
+    attached = asyncio.create_task(held(desk, "t", 0, 0))
+    await settled()
+
+    desk.log.write(0, *words("t", 3, 5))
+    desk.tail.advance()
+    desk.log.open.set()
+
+    assert (await attached).text == "w1 w2 w3 w4 w5 "
+
+
+async def held(desk: Desk, turn_id: str, partition: int, since: int) -> LoggedTurn:
+    async with desk.hub.attach(turn_id, partition, since) as turn:
+        return turn
+
+
+async def test_many_who_attach_at_once_share_one_reading(desk: Desk) -> None:
+    desk.log.write(0, *whole("t", 3))
+    desk.log.open.clear()
+    attached = [asyncio.create_task(held(desk, "t", 0, 0)) for _ in range(50)]
+    await settled()
+    desk.log.open.set()
+
+    turns = await asyncio.gather(*attached)
+
+    assert all(turn is turns[0] for turn in turns)
+    assert turns[0].pieces == whole("t", 3)
+    assert desk.log.reads == 1
+
+
+async def test_one_who_leaves_in_the_middle_of_the_reading_does_not_disturb_the_others(desk: Desk) -> None:
+    desk.log.write(0, *whole("t", 3))
+    desk.log.open.clear()
+    first, second = (asyncio.create_task(held(desk, "t", 0, 0)) for _ in range(2))
+    await settled()
+
+    first.cancel()
+    await settled()
+    desk.log.open.set()
+
+    assert (await second).pieces == whole("t", 3)
+    assert desk.log.reads == 1
+
+
+async def test_one_who_names_a_later_offset_while_the_past_is_read_waits_for_it_too(desk: Desk) -> None:
+    desk.log.write(0, *whole("other", 1))
+    await desk.hub.own({0})
+    desk.log.open.clear()
+    early = asyncio.create_task(held(desk, "t", 0, 0))
+    await settled()
+    late = asyncio.create_task(held(desk, "t", 0, 1))
+    desk.log.write(0, *whole("t", 3))
+    desk.tail.advance()
+    await settled()
+    desk.log.open.set()
+
+    assert (await early).pieces == whole("t", 3)
+    assert (await late).pieces == whole("t", 3)
+
+
+async def test_a_log_that_cannot_be_read_is_said_to_all_who_wait_and_tried_again_by_the_next(desk: Desk) -> None:
+    desk.log.write(0, *whole("t", 3))
+    await desk.hub.own({0})
+    desk.log.down = True
+    outcomes = await asyncio.gather(*(held(desk, "t", 0, 0) for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LogUnavailable] * 3
+
+    desk.log.down = False
+    assert (await held(desk, "t", 0, 0)).pieces == whole("t", 3)
+
+
+async def test_a_partition_is_followed_as_soon_as_kafka_is_back(desk: Desk) -> None:
+    desk.log.down = True
+    owning = asyncio.create_task(desk.hub.own({0, 1}))
+    await settled()
+    assert not owning.done()
+
+    desk.log.down = False
+    await owning
+    assert desk.tail.positions == {0: 0, 1: 0}
+
+
+async def test_the_owner_waits_until_its_claim_has_come_back(desk: Desk) -> None:
+    await desk.hub.own({0})
+    offset = desk.log.write(0, claim("t"))
+    waiting = asyncio.create_task(desk.hub.until(0, offset))
+    await settled()
+    assert not waiting.done()
+
+    desk.tail.advance()
+    await waiting
+
+
+async def test_an_offset_that_was_passed_is_not_waited_for(desk: Desk) -> None:
+    desk.log.write(0, claim("t"))
+    await desk.hub.own({0})
+
+    await desk.hub.until(0, 0)
+
+
+async def test_readers_keep_a_partition_that_its_owner_gives_up() -> None:
+    desk = Desk(keep_partition=30)
+    await desk.hub.own({0, 1})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        await desk.hub.own(set())
+        desk.later(31)
+        assert set(desk.tail.positions) == {0}
+
+        desk.log.write(0, *whole("t", 2))
+        desk.tail.advance()
+        assert turn.fold.ended
+
+    desk.later(29)
+    assert set(desk.tail.positions) == {0}
+    desk.later(31)
+    assert desk.tail.positions == {}
+    await desk.hub.close()
+
+
+async def test_a_partition_that_is_followed_again_is_complete_again() -> None:
+    desk = Desk(keep_partition=0)
+    desk.log.write(0, claim("t"))
+    assert (await held(desk, "t", 0, 0)).fold.next == 1
+    desk.later(1)
+    assert desk.tail.positions == {}
+    desk.log.write(0, *words("t", 1, 3))
+
+    assert (await held(desk, "t", 0, 0)).text == "w1 w2 w3 "
+    await desk.hub.close()
+
+
+async def test_a_turn_that_was_forgotten_is_read_back_whole() -> None:
+    desk = Desk(keep_turn=60)
+    await desk.hub.own({0})
+    desk.log.write(0, claim("t"), *words("t", 1, 2))
+    desk.tail.advance()
+    desk.later(61)
+    desk.log.write(0, *words("t", 3, 3))
+    desk.tail.advance()
+
+    assert (await held(desk, "t", 0, 0)).text == "w1 w2 w3 "
+    assert desk.log.reads == 1
+    await desk.hub.close()
+
+
+async def test_forgetting_one_turn_costs_its_neighbours_nothing() -> None:
+    desk = Desk(max_tokens=10)
+    await desk.hub.own({0})
+    for turn_id in "abc":
+        desk.log.write(0, *whole(turn_id, 5))
+        desk.tail.advance()
+        await asyncio.sleep(0.001)
+    desk.later(0)
+
+    assert (await held(desk, "c", 0, 0)).pieces == whole("c", 5)
+    assert desk.log.reads == 0
+    assert (await held(desk, "a", 0, 0)).pieces == whole("a", 5)
+    assert desk.log.reads == 1
+    await desk.hub.close()
+
+
+async def test_a_turn_that_somebody_reads_is_never_forgotten() -> None:
+    desk = Desk(keep_turn=0, max_tokens=0)
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.log.write(0, *whole("t", 5))
+        desk.tail.advance()
+        desk.later(FAR)
+
+        async with desk.hub.attach("t", 0, 0) as same:
+            assert same is turn
+    assert desk.log.reads == 0
+    await desk.hub.close()
+
+
+async def test_a_tail_that_lost_its_place_sends_its_readers_back_to_the_log(desk: Desk) -> None:
+    await desk.hub.own({0})
+    desk.log.write(0, claim("t"))
+    desk.tail.advance()
+    async with desk.hub.attach("t", 0, 0) as turn:
+        waiting = asyncio.create_task(turn.changed(1))
+        await settled()
+        desk.log.write(0, *words("t", 1, 1))
+
+        desk.tail.lose(0)
+
+        with pytest.raises(LogUnavailable):
+            await waiting
+        async with desk.hub.attach("t", 0, 0) as again:
+            assert again is not turn
+            assert again.text == "w1 "
+
+
+async def test_closing_lets_everyone_go(desk: Desk) -> None:
+    async with desk.hub.attach("t", 0, 0) as turn:
+        waiting = [asyncio.create_task(turn.changed(0)), asyncio.create_task(desk.hub.until(0, 9))]
+        await settled()
+
+        await desk.hub.close()
+
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LogUnavailable] * 2
+    with pytest.raises(LogUnavailable, match="closed"):
+        await desk.hub.own({0})
+
+
+async def test_a_reader_is_woken_by_a_new_owner_though_there_is_no_new_piece(desk: Desk) -> None:
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.log.write(0, claim("t"))
+        desk.tail.advance()
+        waiting = asyncio.create_task(turn.changed(1))
+        await settled()
+
+        desk.log.write(0, claim("t", epoch=2))
+        desk.tail.advance()
+
+        await waiting
+        assert turn.fold.epoch == 2
+
+
+async def test_nothing_is_waited_for_after_the_end(desk: Desk) -> None:
+    await desk.hub.own({0})
+    desk.log.write(0, *whole("t", 1))
+    desk.tail.advance()
+
+    async with desk.hub.attach("t", 0, 0) as turn:
+        await turn.changed(len(turn.pieces))
+
+
+async def test_a_reader_that_gives_up_waiting_leaves_nothing_behind(desk: Desk) -> None:
+    async with desk.hub.attach("t", 0, 0) as turn:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(turn.changed(0), 0)
+        waiting = asyncio.create_task(turn.changed(0))
+        await settled()
+        desk.log.write(0, claim("t"))
+        desk.tail.advance()
+
+        await waiting
+
+
+# What a script may do: a worker writes, the tail moves, a reader comes or goes, the hub forgets, partitions move.
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "write", "claim", "zombie", "advance", "attach", "detach", "sweep", "own", "disown", "cut"]),
+        st.integers(0, 3),
+    ),
+    max_size=60,
+)
+
+
+@given(moves)
+def test_every_reader_sees_the_log_whatever_happens_around_it(script: list[tuple[str, int]]) -> None:
+    asyncio.run(play(script))
+
+
+async def play(script: list[tuple[str, int]]) -> None:
+    desk = Desk(keep_turn=0, keep_partition=0, max_tokens=5)
+    turns = ["a", "b", "c", "d"]
+    epoch = dict.fromkeys(turns, 0)
+    readers: list[asyncio.Task[None]] = []
+    seen: list[tuple[str, LoggedTurn]] = []
+
+    async def read(turn_id: str) -> None:
+        async with desk.hub.attach(turn_id, 0, 0) as turn:
+            seen.append((turn_id, turn))
+            await asyncio.Event().wait()
+
+    def folded(turn_id: str) -> list[Token]:
+        state = LoggedTurn(turn_id, 0, 0)
+        for frame in desk.log.frames[0]:
+            for token in frame:
+                if token.turn_id == turn_id:
+                    state.take(token)
+        state.begin(state.fold, [])
+        return state.pieces
+
+    for move, which in script:
+        turn_id = turns[which]
+        if move == "claim":
+            epoch[turn_id] += 1
+            desk.log.write(0, claim(turn_id, epoch[turn_id]))
+        elif move in {"write", "zombie"}:
+            seq = len(folded(turn_id))
+            writer = epoch[turn_id] - (move == "zombie")
+            desk.log.write(0, *words(turn_id, seq, seq, writer), *words("a", 1, 1, 0))
+        elif move == "advance":
+            desk.tail.advance(which + 1)
+        elif move == "attach":
+            readers.append(asyncio.create_task(read(turn_id)))
+        elif move == "detach" and readers:
+            readers.pop(which % len(readers)).cancel()
+        elif move == "sweep":
+            desk.later(1)
+        elif move in {"own", "disown"}:
+            owning = asyncio.create_task(desk.hub.own({0} if move == "own" else set()))
+            await settled()
+            assert owning.done()
+        elif move == "cut" and desk.hub.position(0) is not None:
+            desk.tail.lose(0)
+        if which % 2:
+            await settled()
+
+    for turn_id in turns:
+        readers.append(asyncio.create_task(read(turn_id)))
+    await settled()
+    desk.tail.advance()
+    attached = [(turn_id, turn) for turn_id, turn in seen if turn.readers and not turn.cut]
+    assert {turn_id for turn_id, _ in attached} == set(turns)
+    for turn_id, turn in attached:
+        assert turn.pieces == folded(turn_id)
+        assert text_of(turn.pieces) == turn.text
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    await desk.hub.close()

@@ -1,0 +1,1 @@
+"""What people touch: HTTP and SSE views, and the page they open."""

@@ -1,0 +1,97 @@
+"""Requests in, answers out, as JSON: what is wrong with a body is said by field and limit."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from web.errors import ApiError, bad_input
+from web.site import SITE
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+BODY: Final = web.RequestKey("body", bytes)
+AT: Final = re.compile(r" - at `\$\.?(?P<where>.*)`$")
+MISSING: Final = re.compile(r"Object missing required field `(?P<field>.*?)`")
+MAX_METADATA_KEYS: Final = 16
+MAX_METADATA_BYTES: Final = 8192
+
+
+async def take(request: web.Request, kind: type[B]) -> B:
+    """Return the request's body as this struct. No body at all counts as ``{}``. Raises `ApiError`: 400, 413, 415."""
+    return decoded(await raw(request), kind)
+
+
+async def raw(request: web.Request) -> bytes:
+    """Return the request's body, however often it is asked for.
+
+    Raises `ApiError`: 413, or 415 for what does not say that it is JSON.
+    """
+    if BODY in request:
+        return request[BODY]
+    limit = request.app[SITE].chat.settings.max_body_bytes
+    if (request.content_length or 0) > limit:
+        raise too_large(limit)
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(limit)
+    if body and not _is_json(request.content_type):
+        message = f"The body must be JSON, with Content-Type: application/json, not {request.content_type[:100]}."
+        raise ApiError(415, "unsupported_media_type", message)
+    request[BODY] = bytes(body)
+    return request[BODY]
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type == "application/json" or content_type.endswith("+json")
+
+
+def too_large(limit: int) -> ApiError:
+    """Return a 413. The rest of the body is not read, so the connection closes with the answer."""
+    message = f"The body is larger than {limit} bytes (HEADRACE_MAX_BODY_BYTES)."
+    return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
+
+
+def decoded(body: bytes, kind: type[B]) -> B:
+    """Return a body as this struct; raises `ApiError` with the field at fault."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_input(None, f"The body is not JSON that can be read: {error}.", "invalid_json") from error
+
+
+def _explained(message: str) -> ApiError:
+    at = AT.search(message)
+    where = at["where"] if at else ""
+    what = message[: at.start()] if at else message
+    missing = MISSING.search(what)
+    if missing:
+        field = f"{where}.{missing['field']}" if where else missing["field"]
+        return bad_input(field, f"{field} is required.", "missing_required_parameter")
+    what = what.replace("`str`", "a string").replace("`int`", "an integer").replace("`float`", "a number")
+    what = what.replace("`bool`", "true or false").replace("`", "")
+    return bad_input(where or None, f"{where or 'The body'}: {what[0].lower()}{what[1:]}.")
+
+
+def checked_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """Return metadata that is small enough to travel with every record; raises `ApiError`."""
+    metadata = metadata or {}
+    if len(metadata) > MAX_METADATA_KEYS:
+        raise bad_input("metadata", f"metadata may have at most {MAX_METADATA_KEYS} keys.", "metadata_too_large")
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
+        message = f"metadata may take at most {MAX_METADATA_BYTES} bytes as JSON."
+        raise bad_input("metadata", message, "metadata_too_large")
+    return metadata
+
+
+def give(answer: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return an answer as JSON."""
+    return web.Response(
+        body=msgspec.json.encode(answer), status=status, headers=headers, content_type="application/json"
+    )

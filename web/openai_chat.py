@@ -1,0 +1,101 @@
+"""OpenAI's chat completions, by the path of every turn: put into Kafka, answered by an agent, read from the log."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import structlog
+from aiohttp import web
+
+from domain.errors import Retriable
+from domain.ids import uuid7
+from domain.tokens import Token
+from streams.records import Question
+from web.ask import Asked, accept, checked_input
+from web.auth import who
+from web.bodies import checked_metadata, give, take
+from web.controls import control, publish
+from web.errors import error_object
+from web.openai_chunks import Chunks, interrupted, whole
+from web.openai_shapes import ChatCompletionRequest, check_supported, options_of, plain_messages
+from web.progress import place_of_turn
+from web.site import SITE, Site
+from web.sse import closing
+
+log = structlog.get_logger(__name__)
+
+
+async def complete(request: web.Request) -> web.StreamResponse:
+    """Answer a list of messages, in chunks or in one piece."""
+    site, wanted = request.app[SITE], await take(request, ChatCompletionRequest)
+    check_supported(wanted)
+    question = await accept(request, asked(site, wanted))
+    # What fails before its first piece is answered with an HTTP status, streaming or not.
+    work = _begun(site, question) if wanted.stream else _ended(site, question)
+    waited = await site.streams.attend(request, work, kind="completions")
+    if waited.result is None:
+        await _abandon(request, question)
+        raise waited.error if isinstance(waited.error, Exception) else interrupted(waited.ending)
+    if not wanted.stream:
+        return give(whole(question, waited.result))
+    if len(waited.result) == 2 and waited.result[-1].kind == "end":
+        whole(question, waited.result)  # raises what the turn failed with
+    include_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+    return await _stream(request, question, include_usage=include_usage)
+
+
+def asked(site: Site, wanted: ChatCompletionRequest) -> Asked:
+    """Return what is asked, as a turn in a conversation of its own. Raises `ApiError`."""
+    messages = plain_messages(wanted.messages)
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    return Asked(
+        conversation_id=uuid7(site.now_ms(), secrets.randbits(12), secrets.randbits(62)),
+        input=checked_input(site, questions[-1], "messages") if questions else "",
+        model=wanted.model,
+        messages=messages,
+        options=options_of(wanted),
+        metadata=checked_metadata(wanted.metadata),
+    )
+
+
+async def _ended(site: Site, question: Question) -> list[Token]:
+    """Return a turn's pieces when it has ended."""
+    return [token async for batch in _read(site, question) for token in batch]
+
+
+async def _begun(site: Site, question: Question) -> list[Token]:
+    """Return a turn's pieces as soon as there is one besides its start, or when it is time for a sign of life."""
+    pieces: list[Token] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(site.chat.settings.ping_seconds), closing(_read(site, question)) as batches:
+            async for batch in batches:
+                pieces += batch
+                if len(pieces) > 1:
+                    break
+    return pieces
+
+
+def _read(site: Site, question: Question) -> AsyncIterator[list[Token]]:
+    partition = place_of_turn(question.turn_id).partition
+    return site.chat.services.token_log.read(question.turn_id, partition, question.tokens_from)
+
+
+async def _stream(request: web.Request, question: Question, *, include_usage: bool) -> web.StreamResponse:
+    site = request.app[SITE]
+    chunks = Chunks(question, include_usage=include_usage, describe=lambda error: error_object(error, request))
+    response, ending = await site.streams.serve(request, _read(site, question), chunks, kind="completions")
+    if ending != "complete":
+        await _abandon(request, question)
+    return response
+
+
+async def _abandon(request: web.Request, question: Question) -> None:
+    """Stop a turn whose client is gone: OpenAI's clients cannot come back for it, unless they named it by a key."""
+    if "Idempotency-Key" in request.headers:
+        return
+    site = request.app[SITE]
+    try:
+        await publish(site, control(site, who(request), "stop", question.conversation_id, turn_id=question.turn_id))
+    except Retriable as error:
+        log.warning("abandoned turn goes on", turn_id=question.turn_id, reason=str(error))

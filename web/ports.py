@@ -1,0 +1,154 @@
+"""What the web layer needs of the rest of Headrace, and no more: the plugs that `streams.app` fits and tests fake."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from yarl import URL
+
+from config.settings import Settings
+from domain.tokens import Fold, Token
+from streams.records import Question, Wire
+from streams.topics import Topics, TopicSpec
+
+if TYPE_CHECKING:
+    # The table belongs to the app, and a fake has neither.
+    from tables.conversations import Conversation, Listed
+
+T = TypeVar("T")
+
+
+class LoggedTurn(Protocol):
+    """One turn as the log has it. ``pieces[i].seq == i``."""
+
+    @property
+    def fold(self) -> Fold:
+        """Return the state of the turn."""
+        ...
+
+    @property
+    def pieces(self) -> Sequence[Token]:
+        """Return what readers see, in order."""
+        ...
+
+    @property
+    def expired(self) -> bool:
+        """Return whether the log had already deleted what stood before its first piece."""
+        ...
+
+
+class TokenLog(Protocol):
+    """The tokens topic, read turn by turn."""
+
+    def attach(self, turn_id: str, partition: int, since: int) -> AbstractAsyncContextManager[LoggedTurn]:
+        """Follow one turn: complete from offset ``since`` on, and live after."""
+        ...
+
+    async def end_offset(self, partition: int) -> int:
+        """Return an offset below which tokens that are not written yet cannot come."""
+        ...
+
+    def read(self, turn_id: str, partition: int, since: int, after: int = -1) -> AsyncIterator[list[Token]]:
+        """Yield the pieces with ``seq > after`` in batches, and finish after the end."""
+        ...
+
+
+class LogReader(Protocol):
+    """Records that are looked up by when they were written."""
+
+    async def find(
+        self, topic: str, partition: int, at_ms: int, match: Callable[[bytes], T | None], *, within_ms: int = ...
+    ) -> T | None:
+        """Return the first match among a partition's records from this time on, for so long."""
+        ...
+
+
+class Model(Protocol):
+    """The model server."""
+
+    async def models(self) -> list[str]:
+        """Return the names of its models; empty if it does not say."""
+        ...
+
+
+class Services(Protocol):
+    """Whom the web layer talks to."""
+
+    @property
+    def token_log(self) -> TokenLog:
+        """Return the tokens topic."""
+        ...
+
+    @property
+    def log_reader(self) -> LogReader:
+        """Return the reader of other topics."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """Return the model server."""
+        ...
+
+
+class Runner(Protocol):
+    """What this worker is answering."""
+
+    def in_work(self, conversation_id: str) -> list[Question]:
+        """Return a conversation's questions that are running or queued here, in order."""
+        ...
+
+
+class Chat(Protocol):
+    """The worker behind the routes."""
+
+    @property
+    def settings(self) -> Settings:
+        """Return the settings."""
+        ...
+
+    @property
+    def services(self) -> Services:
+        """Return whom we talk to."""
+        ...
+
+    @property
+    def topics_of(self) -> Topics:
+        """Return the topics of this installation."""
+        ...
+
+    @property
+    def runner(self) -> Runner:
+        """Return what is in work here."""
+        ...
+
+    async def publish(self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None) -> int:
+        """Write a record; return once Kafka has acknowledged it. Raises `LogUnavailable`."""
+        ...
+
+    def owner_url(self, partition: int) -> URL | None:
+        """Return where the partition's owner listens, None for this worker; raises `NotOwner`."""
+        ...
+
+    def workers(self) -> list[URL]:
+        """Return where the other workers listen that own partitions."""
+        ...
+
+    def owned(self) -> set[int]:
+        """Return the partitions that this worker owns."""
+        ...
+
+    def ready(self) -> str:
+        """Return "" if this worker can take questions, else what it waits for."""
+        ...
+
+
+class Conversations(Protocol):
+    """The table of conversations, as far as this worker owns it."""
+
+    def read(self, conversation_id: str) -> "Conversation | None":
+        """Return a conversation; raises `NotOwner`."""
+        ...
+
+    def of_user(self, tenant: str, user: str) -> "list[Listed]":
+        """Return a user's conversations in this worker's partitions."""
+        ...

@@ -1,0 +1,86 @@
+"""Finding a turn's question again: its id says where in Kafka it stands, hours later and on any worker."""
+
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from domain.errors import BadRecord
+from domain.ids import Place, place_of
+from streams.records import Question, Turn, W, decode
+from web.auth import who
+from web.errors import not_found
+from web.keys import Identity
+from web.site import SITE, Site
+
+QUEUED_MS: Final = 600_000  # how long a question waits for those before it, to still be found years later
+AHEAD_MS: Final = 60_000  # how far the clock of another worker may be ahead of ours
+
+
+async def question_of(request: web.Request) -> Question | Turn:
+    """Return the question of the turn in the route, or the finished turn where its question is not kept any more.
+
+    Raises `ApiError` 404 if there is none, or it is another user's.
+    """
+    site, turn_id = request.app[SITE], request.match_info["turn_id"]
+    place = _place(site, turn_id)
+    found: Question | Turn | None = None
+    if place is not None:
+        found = await find_question(site, turn_id, place) or await find_turn(site, turn_id, place)
+    if found is None or not owns(who(request), found):
+        raise not_found("turn", turn_id)
+    return found
+
+
+def owns(identity: Identity, record: Question | Turn) -> bool:
+    """Return whether a record is this user's."""
+    return (record.tenant, record.user) == (identity.tenant, identity.user)
+
+
+def _place(site: Site, turn_id: str) -> Place | None:
+    place = place_of(turn_id)
+    if place is None or place.partition >= site.chat.settings.partitions:
+        return None
+    return place if place.milliseconds <= site.now_ms() + AHEAD_MS else None
+
+
+async def find_question(site: Site, turn_id: str, place: Place) -> Question | None:
+    """Return a turn's question, from memory or from Kafka."""
+    known = site.questions.get(turn_id)
+    if known is not None:
+        return known
+    topic = site.chat.topics_of.questions.name
+    found = await site.chat.services.log_reader.find(
+        topic, place.partition, place.milliseconds, lambda value: _of(turn_id, value, Question)
+    )
+    if found is not None:
+        remember(site, found)
+    return found
+
+
+async def find_turn(site: Site, turn_id: str, place: Place) -> Turn | None:
+    """Return a finished turn from Kafka."""
+    longest = int(site.chat.settings.turn_seconds * 1000) + QUEUED_MS
+    return await site.chat.services.log_reader.find(
+        site.chat.topics_of.turns.name,
+        place.partition,
+        place.milliseconds,
+        lambda value: _of(turn_id, value, Turn),
+        within_ms=longest,
+    )
+
+
+def _of(turn_id: str, value: bytes, kind: type[W]) -> W | None:
+    # A glance at the bytes first: most records that a search passes are other turns'.
+    if turn_id.encode() not in value:
+        return None
+    try:
+        record = decode(value, kind)
+    except BadRecord:
+        return None
+    return record if getattr(record, "turn_id", None) == turn_id else None
+
+
+def remember(site: Site, question: Question) -> None:
+    """Keep a question in memory for as long as there is room."""
+    site.questions.put(question.turn_id, question, len(msgspec.json.encode(question)))

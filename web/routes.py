@@ -1,0 +1,300 @@
+"""Every route of a worker, in one table: what it takes, what it gives, and the handler that does it."""
+
+import msgspec
+from aiohttp import web
+
+from streams.app import app
+from tables import conversations as table
+from web import (
+    ask,
+    conversations,
+    docs,
+    events,
+    health,
+    me,
+    models,
+    openai_chat,
+    openapi,
+    page,
+    turns,
+)
+from web.auth import guard_dev, identified
+from web.errors import answer_errors
+from web.openai_shapes import ChatCompletion, ChatCompletionRequest, ModelList, ModelObject
+from web.openapi import OPENAPI, Parameter, Route
+from web.ports import Chat, Conversations
+from web.shapes import (
+    AcceptedTurn,
+    ChangedConversation,
+    ConversationList,
+    ConversationView,
+    EditedTurn,
+    Health,
+    Me,
+    NewConversation,
+    NewTurn,
+    RegeneratedTurn,
+    StoppedTurn,
+    TurnView,
+    WholeConversation,
+)
+from web.site import SITE, Site
+from web.tracing import on_headers, trace
+
+KEY = Parameter(
+    name="Idempotency-Key",
+    where="header",
+    does="Makes a repeated request harmless: the same key and body give the same object, for a day.",
+    schema={"type": "string", "maxLength": 255},
+)
+LAST_EVENT_ID = Parameter(
+    name="Last-Event-ID",
+    where="header",
+    does="The last event that the reader has. Counts before `starting_after`.",
+    schema={"type": "integer", "minimum": -1},
+)
+STARTING_AFTER = Parameter(
+    name="starting_after", does="Send only events with a higher number.", schema={"type": "integer", "minimum": -1}
+)
+LIMIT = Parameter(
+    name="limit",
+    does="How many to return.",
+    schema={"type": "integer", "minimum": 1, "maximum": conversations.MAX_LIMIT, "default": conversations.LIMIT},
+)
+AFTER = Parameter(name="after", does="Return those that follow this one.", schema={"type": "string"})
+TURNS = Parameter(
+    name="turns", does="`false` leaves the turns out.", schema={"type": "string", "enum": ["true", "false"]}
+)
+
+_metrics = health.Metrics()
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        group="Conversations",
+        method="POST",
+        path="/v1/conversations",
+        handler=conversations.create,
+        does="Begin a conversation.",
+        takes=NewConversation,
+        gives=ConversationView,
+        status=201,
+        parameters=(KEY,),
+    ),
+    Route(
+        group="Conversations",
+        method="GET",
+        path="/v1/conversations",
+        handler=conversations.list_all,
+        does="List your conversations, the latest active first.",
+        gives=ConversationList,
+        parameters=(LIMIT, AFTER),
+    ),
+    Route(
+        group="Conversations",
+        method="GET",
+        path="/v1/conversations/{conversation_id}",
+        handler=conversations.read,
+        does="Read a conversation with its turns, also those in work.",
+        gives=WholeConversation,
+        parameters=(TURNS,),
+    ),
+    Route(
+        group="Conversations",
+        method="PATCH",
+        path="/v1/conversations/{conversation_id}",
+        handler=conversations.change,
+        does="Change its title or metadata.",
+        takes=ChangedConversation,
+        gives=ConversationView,
+    ),
+    Route(
+        group="Conversations",
+        method="DELETE",
+        path="/v1/conversations/{conversation_id}",
+        handler=conversations.erase,
+        does="Erase it.",
+        status=204,
+    ),
+    Route(
+        group="Turns",
+        method="POST",
+        path="/v1/conversations/{conversation_id}/turns",
+        handler=ask.ask,
+        does="Ask. Once this is answered, the question is in Kafka and will be answered. With"
+        " `Accept: text/event-stream`, 200 and the events themselves.",
+        takes=NewTurn,
+        gives=AcceptedTurn,
+        status=202,
+        streams=True,
+        parameters=(KEY,),
+    ),
+    Route(
+        group="Turns",
+        method="GET",
+        path="/v1/turns/{turn_id}",
+        handler=turns.read,
+        does="Read a turn, with its answer so far.",
+        gives=TurnView,
+    ),
+    Route(
+        group="Turns",
+        method="GET",
+        path="/v1/turns/{turn_id}/events",
+        handler=events.events,
+        does="Follow a turn, live or long after its end. 204 where the reader has everything already.",
+        streams=True,
+        parameters=(LAST_EVENT_ID, STARTING_AFTER),
+    ),
+    Route(
+        group="Turns",
+        method="POST",
+        path="/v1/turns/{turn_id}/stop",
+        handler=turns.stop,
+        does="Stop a turn. The text so far is kept.",
+        gives=StoppedTurn,
+        status=202,
+    ),
+    Route(
+        group="Turns",
+        method="POST",
+        path="/v1/turns/{turn_id}/regenerate",
+        handler=turns.regenerate,
+        does="Have the same question answered again, beside the first answer.",
+        takes=RegeneratedTurn,
+        gives=AcceptedTurn,
+        status=202,
+        streams=True,
+        parameters=(KEY,),
+    ),
+    Route(
+        group="Turns",
+        method="POST",
+        path="/v1/turns/{turn_id}/edit",
+        handler=turns.edit,
+        does="Ask otherwise, beside the first question.",
+        takes=EditedTurn,
+        gives=AcceptedTurn,
+        status=202,
+        streams=True,
+        parameters=(KEY,),
+    ),
+    Route(
+        group="OpenAI",
+        method="POST",
+        path="/v1/chat/completions",
+        handler=openai_chat.complete,
+        does="OpenAI's chat completions, streamed or whole, by the same path as every turn.",
+        takes=ChatCompletionRequest,
+        gives=ChatCompletion,
+        streams=True,
+        parameters=(KEY,),
+    ),
+    Route(
+        group="OpenAI",
+        method="GET",
+        path="/v1/models",
+        handler=models.list_all,
+        does="List the models.",
+        gives=ModelList,
+    ),
+    Route(
+        group="OpenAI",
+        method="GET",
+        path="/v1/models/{model_id:.+}",
+        handler=models.read,
+        does="Read one model.",
+        gives=ModelObject,
+    ),
+    Route(group="You", method="GET", path="/v1/me", handler=me.read, does="Who you are here.", gives=Me),
+    Route(
+        group="Worker",
+        method="GET",
+        path="/healthz",
+        handler=health.healthz,
+        does="200 while the worker is alive.",
+        gives=Health,
+        is_open=True,
+    ),
+    Route(
+        group="Worker",
+        method="GET",
+        path="/readyz",
+        handler=health.readyz,
+        does="200 when the worker takes questions, else 503 with what it waits for.",
+        gives=Health,
+        is_open=True,
+    ),
+    Route(
+        group="Worker",
+        method="GET",
+        path="/metrics",
+        handler=_metrics.read,
+        does="Prometheus metrics. They hold nothing about a person.",
+        gives_text="text/plain",
+        is_open=True,
+    ),
+    Route(
+        group="Worker",
+        method="GET",
+        path="/openapi.json",
+        handler=openapi.openapi,
+        does="This contract, for programs.",
+        gives_text="application/json",
+        is_open=True,
+    ),
+    Route(
+        group="Worker",
+        method="GET",
+        path="/docs",
+        handler=docs.docs,
+        does="This contract, for people.",
+        gives_text="text/html",
+        is_open=True,
+    ),
+    Route(
+        group="Page",
+        method="GET",
+        path="/",
+        handler=page.index,
+        does="The chat.",
+        gives_text="text/html",
+        is_open=True,
+    ),
+    Route(
+        group="Page",
+        method="GET",
+        path="/static/{path:.+}",
+        handler=page.static,
+        does="The files of the chat.",
+        gives_text="*/*",
+        is_open=True,
+    ),
+)
+
+
+def register(application: web.Application) -> None:
+    """Add the routes of this worker to its web application."""
+    set_up(application, app, table)
+
+
+def set_up(application: web.Application, chat: Chat, conversations_table: Conversations) -> None:
+    """Add all routes, with what they share, to an application."""
+    site = Site(chat, conversations_table)
+    application[SITE] = site
+    contract = openapi.document(ROUTES)
+    application[OPENAPI] = msgspec.json.encode(contract)
+    application[docs.DOCS] = docs.page(contract)
+    # The first is the outermost: also a request that is kept out gets its id and the error object.
+    application.middlewares.extend((trace, answer_errors, guard_dev))
+    application.on_response_prepare.append(on_headers)
+    application.on_shutdown.append(site.shut_down)
+    application.on_cleanup.append(site.close)
+    for route in ROUTES:
+        handler = route.handler if route.is_open else identified(route.handler)
+        if route.method == "GET" and not route.streams:
+            application.router.add_get(route.path, handler)  # answers HEAD too
+        else:
+            application.router.add_route(route.method, route.path, handler)
+
+
+app.on_web(register)

@@ -1,0 +1,222 @@
+/**
+ * Every request that the page makes, in one place, with who is asking and what a refusal means.
+ *
+ * Credentials are the browser's cookie or an access key that the user typed in (API.md, "Who is asking"). Answers that
+ * are not 2xx become `ApiError`, and so does a server that cannot be reached (status 0).
+ * @module
+ */
+
+import { ApiError, isAbort, refusal } from "./errors.js";
+
+/**
+ * @typedef {object} ConversationInfo
+ * @property {string} id
+ * @property {string | null} [title]
+ * @property {string} created_at
+ * @property {string} updated_at
+ */
+/**
+ * @typedef {object} TurnInfo
+ * @property {string} turn_id
+ * @property {string | null} [parent] the turn that this one follows, if any
+ * @property {string | null} [beside] the turn that this one is another version of, if any
+ * @property {string} input
+ * @property {string} status
+ * @property {string | null} [answer]
+ * @property {string | null} [model]
+ * @property {string} [created_at]
+ * @property {{message?: string} | null} [error]
+ * @property {Record<string, number> | null} [usage]
+ * @property {Record<string, number> | null} [timings]
+ */
+/** @typedef {{turn_id: string, conversation_id: string, status: string, events_url?: string}} Accepted */
+
+const KEY = "headrace.key";
+
+export class Api {
+  /** Asked for a key when the server answers 401; resolves to whether there is one now. */
+  onUnauthorized = async () => false;
+  /** @type {Promise<boolean> | null} */
+  #asking = null;
+
+  get key() {
+    return read(sessionStorage) || read(localStorage);
+  }
+
+  get signedIn() {
+    return this.key !== "";
+  }
+
+  /**
+   * @param {string} key
+   * @param {boolean} keep on this device, not only in this tab
+   */
+  signIn(key, keep) {
+    this.signOut();
+    (keep ? localStorage : sessionStorage).setItem(KEY, key);
+  }
+
+  signOut() {
+    sessionStorage.removeItem(KEY);
+    localStorage.removeItem(KEY);
+  }
+
+  /** @returns {Promise<{user: string, tenant: string}>} */
+  me() {
+    return this.#json("GET", "/v1/me");
+  }
+
+  /**
+   * @param {string} [after] the last conversation already here
+   * @returns {Promise<{data: ConversationInfo[], has_more: boolean}>}
+   */
+  conversations(after) {
+    const query = new URLSearchParams({ limit: "100", ...(after && { after }) });
+    return this.#json("GET", `/v1/conversations?${query}`);
+  }
+
+  /**
+   * @param {string} id
+   * @param {AbortSignal} [signal]
+   * @returns {Promise<ConversationInfo & {turns: TurnInfo[]}>}
+   */
+  conversation(id, signal) {
+    return this.#json("GET", `/v1/conversations/${encodeURIComponent(id)}`, { signal });
+  }
+
+  /**
+   * @param {string} key makes a repeated request harmless
+   * @returns {Promise<ConversationInfo>}
+   */
+  create(key) {
+    return this.#json("POST", "/v1/conversations", { body: {}, key });
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} title
+   */
+  rename(id, title) {
+    return this.#json("PATCH", `/v1/conversations/${encodeURIComponent(id)}`, { body: { title } });
+  }
+
+  /** @param {string} id */
+  erase(id) {
+    // The page may be closing while this goes out: `keepalive` lets it arrive all the same.
+    return this.#json("DELETE", `/v1/conversations/${encodeURIComponent(id)}`, { keepalive: true });
+  }
+
+  /**
+   * @param {string} conversation
+   * @param {string} input
+   * @param {string} key the same key is the same turn, however often it is sent
+   * @returns {Promise<Accepted>}
+   */
+  ask(conversation, input, key) {
+    return this.#json("POST", `/v1/conversations/${encodeURIComponent(conversation)}/turns`, { body: { input }, key });
+  }
+
+  /** @param {string} turn */
+  stop(turn) {
+    return this.#json("POST", `/v1/turns/${encodeURIComponent(turn)}/stop`);
+  }
+
+  /**
+   * @param {string} turn
+   * @param {string} key
+   * @returns {Promise<Accepted>}
+   */
+  regenerate(turn, key) {
+    return this.#json("POST", `/v1/turns/${encodeURIComponent(turn)}/regenerate`, { body: {}, key });
+  }
+
+  /**
+   * @param {string} turn
+   * @param {string} input
+   * @param {string} key
+   * @returns {Promise<Accepted>}
+   */
+  edit(turn, input, key) {
+    return this.#json("POST", `/v1/turns/${encodeURIComponent(turn)}/edit`, { body: { input }, key });
+  }
+
+  /**
+   * @param {string} turn
+   * @param {number} after the last event seen, -1 for none
+   * @param {AbortSignal} signal
+   * @returns {Promise<Response>}
+   */
+  events(turn, after, signal) {
+    /** @type {Record<string, string>} */
+    const headers = { Accept: "text/event-stream" };
+    if (after >= 0) headers["Last-Event-ID"] = String(after);
+    return this.#send(`/v1/turns/${encodeURIComponent(turn)}/events`, { headers, signal });
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {{body?: object, key?: string, signal?: AbortSignal, keepalive?: boolean}} [more]
+   */
+  async #json(method, path, { body, key, signal, keepalive } = {}) {
+    /** @type {Record<string, string>} */
+    const headers = { Accept: "application/json" };
+    if (body) headers["Content-Type"] = "application/json";
+    if (key) headers["Idempotency-Key"] = key;
+    const response = await this.#send(path, { method, headers, body: body && JSON.stringify(body), signal, keepalive });
+    if (response.status === 204) return null;
+    try {
+      const text = await response.text();
+      return text ? JSON.parse(text) : null;
+    } catch (error) {
+      if (isAbort(error)) throw error;
+      throw new ApiError({ status: 0, message: String(error) });
+    }
+  }
+
+  /**
+   * @param {string} path
+   * @param {RequestInit} init
+   * @returns {Promise<Response>}
+   */
+  async #send(path, init) {
+    const response = await this.#fetch(path, init);
+    if (response.ok) return response;
+    if (response.status === 401 && (await this.#askForKey())) {
+      const again = await this.#fetch(path, init);
+      if (again.ok) return again;
+      throw await refusal(again);
+    }
+    throw await refusal(response);
+  }
+
+  /**
+   * @param {string} path
+   * @param {RequestInit} init
+   */
+  async #fetch(path, init) {
+    const headers = new Headers(init.headers);
+    if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
+    try {
+      return await fetch(path, { ...init, headers, cache: "no-store", credentials: "same-origin" });
+    } catch (error) {
+      if (isAbort(error)) throw error;
+      throw new ApiError({ status: 0, message: String(error) });
+    }
+  }
+
+  /** Many requests can be refused at once; the user is asked once. */
+  #askForKey() {
+    this.#asking ??= this.onUnauthorized().finally(() => (this.#asking = null));
+    return this.#asking;
+  }
+}
+
+/** @param {Storage} storage */
+function read(storage) {
+  try {
+    return storage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+}
