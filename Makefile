@@ -37,7 +37,7 @@ test: $(INSTALLED) ## Run all tests, on services that it starts itself: make tes
 lint: $(INSTALLED) ## Check style (ruff), shell scripts (shellcheck) and the Dockerfile (hadolint)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck deploy/install.sh .ci/run
+	$(BIN)/shellcheck .ci/run deploy/*.sh
 	$(BIN)/hadolint deploy/Dockerfile
 
 .PHONY: format

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Iterable
-from typing import Protocol
+from time import monotonic
+from typing import Final, Protocol
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
@@ -12,6 +13,8 @@ from confluent_kafka.cimpl import NewTopic
 from domain.errors import LogUnavailable, Rejected
 
 log = structlog.get_logger(__name__)
+
+ASK_SECONDS: Final = 5.0  # a start that waits says so this often
 
 
 class WrongPartitions(Rejected):
@@ -44,16 +47,11 @@ async def ensure_topics(bootstrap: str, specs: Iterable[Spec], *, patience: floa
 
 def _ensure(bootstrap: str, specs: list[Spec], patience: float) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-    try:
-        existing = admin.list_topics(timeout=patience).topics
-    except KafkaException as error:
-        raise LogUnavailable(
-            f"Kafka does not answer at {bootstrap} (KAFKA_BOOTSTRAP_SERVERS): {_reason(error)}"
-        ) from error
+    existing = _partition_counts(admin, bootstrap, patience)
     for spec in specs:
-        if spec.name in existing and len(existing[spec.name].partitions) != spec.partitions:
+        if existing.get(spec.name, spec.partitions) != spec.partitions:
             raise WrongPartitions(
-                f"topic {spec.name} has {len(existing[spec.name].partitions)} partitions, but HEADRACE_PARTITIONS is"
+                f"topic {spec.name} has {existing[spec.name]} partitions, but HEADRACE_PARTITIONS is"
                 f" {spec.partitions}. Set HEADRACE_PARTITIONS to what the topic has; it cannot be changed later."
             )
     missing = [_new_topic(spec) for spec in specs if spec.name not in existing]
@@ -64,6 +62,22 @@ def _ensure(bootstrap: str, specs: list[Spec], patience: float) -> None:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
                 raise LogUnavailable(f"Kafka did not create the topic {name}: {_reason(error)}") from error
+
+
+def _partition_counts(admin: AdminClient, bootstrap: str, patience: float) -> dict[str, int]:
+    """Return the topics that exist with their partition counts, once a broker answers."""
+    deadline = monotonic() + patience
+    while True:
+        try:
+            topics = admin.list_topics(timeout=min(patience, ASK_SECONDS)).topics
+            return {name: len(topic.partitions) for name, topic in topics.items()}
+        except KafkaException as error:
+            where = f"Kafka does not answer at {bootstrap} (KAFKA_BOOTSTRAP_SERVERS)"
+            if monotonic() >= deadline:
+                raise LogUnavailable(f"{where}: {_reason(error)}") from error
+            log.warning(
+                "waiting for kafka", where=bootstrap, reason=_reason(error), seconds_left=round(deadline - monotonic())
+            )
 
 
 def _new_topic(spec: Spec) -> NewTopic:

@@ -53,9 +53,7 @@ class _List(msgspec.Struct):
 class Model:
     """A model server, for any number of answers at once. `open_model` makes it."""
 
-    def __init__(
-        self, client: AsyncOpenAI, *, stall_seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, client: AsyncOpenAI, *, stall_seconds: float, clock: Callable[[], float]) -> None:
         self._client = client
         self._stall_seconds = stall_seconds
         self._clock = clock
@@ -166,7 +164,9 @@ class Counted:
 
 
 @asynccontextmanager
-async def open_model(settings: Settings) -> AsyncGenerator[Model, None]:
+async def open_model(
+    settings: Settings, *, clock: Callable[[], float] = time.monotonic
+) -> AsyncGenerator[Model, None]:
     """Open the model server that the settings name. Connects to nothing until something is asked."""
     connect = settings.model_connect_seconds
     async with AsyncOpenAI(
@@ -182,7 +182,7 @@ async def open_model(settings: Settings) -> AsyncGenerator[Model, None]:
             event_hooks={"response": [leave_waiting_to_us]},
         ),
     ) as client:
-        yield Model(client, stall_seconds=settings.model_stall_seconds)
+        yield Model(client, stall_seconds=settings.model_stall_seconds, clock=clock)
 
 
 async def leave_waiting_to_us(response: httpx2.Response) -> None:
@@ -232,16 +232,18 @@ def refusal_of(error: APIStatusError) -> ChatError:
     said = body.get("message") or f"HTTP {status}"
     if is_refusal(status):
         return BadRequest(f"the model server refused the request: {said}")
-    return ModelBusy(f"the model server is busy: {said}", retry_after=retry_after(error.response.headers))
+    return ModelBusy(
+        f"the model server is busy: {said}", retry_after=retry_after(error.response.headers, datetime.now(UTC))
+    )
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that a server wants us to wait: Retry-After as a number or as an HTTP date."""
     value = headers.get("retry-after", "")
     if value.isdecimal():
         return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
     except (ValueError, TypeError):  # no date, or one without a zone
         return None
 

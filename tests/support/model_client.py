@@ -1,6 +1,7 @@
 """The model adapter as tests use it: opened on a scripted server, and read to its end."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 
 from adapters.model import Model
@@ -34,3 +35,10 @@ async def read(model: Model, generation: Generation, into: list[Delta] | None = 
 def text_of(deltas: Iterable[Delta]) -> str:
     """Return what was said."""
     return "".join(delta.text for delta in deltas)
+
+
+async def until(true: Callable[[], bool], within: float = 20.0) -> None:
+    """Return when the condition holds; raises TimeoutError."""
+    async with asyncio.timeout(within):
+        while not true():
+            await asyncio.sleep(0.005)

@@ -109,10 +109,13 @@ class ModelServer:
         self.requests: deque[dict[str, Any]] = deque(maxlen=10_000)
         self.headers: deque[Mapping[str, str]] = deque(maxlen=100)
         self.models = ["scripted"]
+        self.models_status = 200
+        self.lists_sent = 0
         self._host, self._port = host, port
         self._asked: Counter[str] = Counter()
         self._next_faults: deque[Script] = deque()
         self._pacer = Pacer()
+        self._peers: set[object] = set()
         self._number = count(1)
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
@@ -126,6 +129,16 @@ class ModelServer:
     def tokens_sent(self) -> int:
         """How many tokens were written, over all answers."""
         return self.stats.tokens
+
+    @property
+    def cancelled(self) -> int:
+        """How many answers were left by their client before they were whole."""
+        return self.stats.cancelled
+
+    @property
+    def connections(self) -> int:
+        """Over how many connections answers were asked for."""
+        return len(self._peers)
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 << 20)
@@ -168,6 +181,9 @@ class ModelServer:
     # -- routes
 
     async def _models(self, _: web.Request) -> web.Response:
+        self.lists_sent += 1
+        if self.models_status != 200:
+            return refusal(self.models_status, f"scripted {self.models_status}")
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "tests"} for name in self.models]
         return web.json_response({"object": "list", "data": listed})
 
@@ -194,6 +210,8 @@ class ModelServer:
         self.stats.requests += 1
         self.requests.append(body)
         self.headers.append(request.headers)
+        if request.transport is not None:
+            self._peers.add(request.transport.get_extra_info("peername"))
         try:
             script = self._script(body)
         except ValueError as error:

@@ -1,0 +1,58 @@
+"""A worker that cannot work says why and ends, instead of starting halfway."""
+
+import asyncio
+
+import pytest
+
+from tests.conftest import Names, StartWorker
+from tests.support.services import Services
+from tests.support.worker import Worker
+
+
+async def refused(worker: Worker) -> str:
+    """Return the log of a worker that ended by itself, as a failure."""
+    async with asyncio.timeout(60):
+        while worker.running:
+            await asyncio.sleep(0.05)
+    return worker.last_lines(200)
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"HEADRACE_PARTITIONS": "many"}, "HEADRACE_PARTITIONS: Input should be a valid integer"),
+        ({"HEADRACE_API_KEYS": "secretsecretsecret"}, "HEADRACE_API_KEYS: entry 1 must be tenant/user:key"),
+        ({"KAFKA_BOOTSTRAP_SERVERS": "kafka"}, "KAFKA_BOOTSTRAP_SERVERS: 'kafka' is not host:port"),
+    ],
+)
+async def test_a_wrong_setting_is_named_and_no_secret_is_shown(
+    services: Services, start_worker: StartWorker, environ: dict[str, str], said: str
+) -> None:
+    log = await refused(await start_worker(services, ready=False, **environ))
+
+    assert said in log
+    assert "secretsecret" not in log
+    assert "Traceback" not in log
+
+
+async def test_dev_is_refused_on_an_address_that_others_reach(
+    services: Services, names: Names, start_worker: StartWorker
+) -> None:
+    worker = await start_worker(services, ready=False, WEB_BIND="0.0.0.0")
+
+    log = await refused(worker)
+
+    assert "HEADRACE_AUTH=dev accepts everyone" in log
+    assert "Traceback" not in log
+
+
+async def test_a_topic_with_another_partition_count_stops_the_start(
+    services: Services, start_worker: StartWorker
+) -> None:
+    first = await start_worker(services)
+    await first.stop()
+
+    log = await refused(await start_worker(services, ready=False, HEADRACE_PARTITIONS="5"))
+
+    assert "chat.questions.v1 has 8 partitions, but HEADRACE_PARTITIONS is 5" in log
+    assert "Traceback" not in log
