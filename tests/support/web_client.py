@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import ClientResponse, ClientSession
 from aiohttp.test_utils import BaseTestServer, TestServer
+from aiohttp.web import AppRunner
 
 from tests.support.fakes import ALICE, FakeKafka, FakeWorker, application_of, settings_for_tests
 
@@ -101,9 +102,16 @@ async def all_events(response: ClientResponse) -> list[Event]:
         return [event async for event in events_of(response)]
 
 
+class Server(TestServer):
+    """A server that leaves handlers alone when their client leaves, as Faust's does and aiohttp's for tests does not."""
+
+    async def _make_runner(self, **options: Any) -> AppRunner:
+        return AppRunner(self.app, **options | {"handler_cancellation": False, "access_log": None})
+
+
 @asynccontextmanager
 async def serving(kafka: FakeKafka | None = None, **settings: Any) -> AsyncIterator[Web]:
     """Serve a fake worker."""
     worker = FakeWorker(kafka or FakeKafka(), settings_for_tests(**settings))
-    async with TestServer(application_of(worker)) as server, ClientSession() as session:
+    async with Server(application_of(worker)) as server, ClientSession() as session:
         yield Web(worker, server, session)
