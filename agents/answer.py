@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 INSTRUCTIONS = prompt.load_prompt()
 ZOMBIE_SECONDS = 15.0  # how long to believe that a newer owner exists before taking the turn from it
 CLOSE_SECONDS = 30.0
+LONGEST_PAUSE = 5.0  # between two attempts, unless the model server asks for more
 HEADRACE = "headrace"  # the model name that means: the default model, with our instructions
 
 
@@ -89,6 +90,7 @@ class Answer:
         self.question = job.question
         self.logged = logged
         self.model = ""
+        self.read: list[Mapping[str, Any]] | None = None
         self.epoch = -1
         self.seq = 0
         self.began = monotonic()
@@ -100,62 +102,58 @@ class Answer:
 
     async def until_ended(self) -> None:
         """Try until the log has the turn's end, or the attempts or the time are used up; then end it as failed."""
-        messages: list[Mapping[str, Any]] | None = None
         fruitless = 0
         while not self.logged.fold.ended:
             if self.logged.cut:
                 raise LogUnavailable("the log lost the place of this worker's tail")
-            if not await self.claim():
-                continue
-            base = self.seq
-            if self.job.stopping.is_set():
-                await self.end("stopped")
-                continue
-            try:
-                self.model = await model_for(self.question)
-                if messages is None:
-                    await app.settled()
-                    messages = self.messages()
-                if await self.speak(messages):
-                    await self.end("stopped" if self.job.stopping.is_set() else "completed")
-                continue
-            except BadRequest as error:
-                await self.end("failed", error=Failure(str(error), error.code))
-                continue
-            except ModelBusy as error:
-                fruitless = 1 if self.seq > base else fruitless + 1
-                reason = error
-            except LogUnavailable as error:
-                log.warning("tokens were not logged", turn_id=self.question.turn_id, reason=str(error))
-                continue
-            log.warning("model broke off", turn_id=self.question.turn_id, attempt=fruitless, reason=str(reason))
-            if fruitless >= app.settings.model_attempts or self.overdue():
-                await self.end("failed", error=Failure(f"The model server did not answer: {reason}", reason.code))
-            else:
-                await self.pause(reason.retry_after or min(0.2 * 2**fruitless, 5.0))
+            if await self.claim():
+                base = self.seq
+                broken = await self.attempt()
+                if broken is not None:
+                    fruitless = 1 if self.seq > base else fruitless + 1
+                    await self.try_again(broken, fruitless)
+
+    async def attempt(self) -> ModelBusy | None:
+        """Go on with the answer to its end; return why the model broke it off, if it did."""
+        try:
+            if self.job.stopping.is_set() or await self.speak(await self.messages()):
+                await self.end("stopped" if self.job.stopping.is_set() else "completed")
+        except BadRequest as error:
+            await self.end("failed", error=Failure(str(error), error.code))
+        except LogUnavailable as error:  # what the log has of it counts, and the rest is written again
+            log.warning("tokens were not logged", turn_id=self.question.turn_id, reason=str(error))
+        except ModelBusy as error:
+            return error
+        return None
+
+    async def try_again(self, broken: ModelBusy, fruitless: int) -> None:
+        """Wait before the next attempt, or end the turn as failed after the last."""
+        log.warning("model broke off", turn_id=self.question.turn_id, attempt=fruitless, reason=str(broken))
+        if fruitless >= app.settings.model_attempts or self.overdue():
+            await self.end("failed", error=Failure(f"The model server did not answer: {broken}", broken.code))
+        else:
+            await self.pause(broken.retry_after or min(0.2 * 2**fruitless, LONGEST_PAUSE))
 
     async def claim(self) -> bool:
         """Fence every older writer of the turn; return whether the turn is ours to go on with."""
         fold = self.logged.fold
         waited = monotonic()
-        while fold.epoch >> 16 > app.generation and monotonic() - waited < ZOMBIE_SECONDS:
-            # A newer owner exists: a rebalance is about to cancel this task.
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - what changes is on another thread and in another process
+        while fold.epoch >> 16 > app.generation and monotonic() - waited < ZOMBIE_SECONDS:  # noqa: ASYNC110 - see below
+            # A newer owner exists, in another process: a rebalance is about to cancel this task.
+            await asyncio.sleep(0.05)
         self.epoch = next_epoch(app.generation, fold.epoch)
         start = Start(self.question.conversation_id, self.question.model or HEADRACE)
         await self.put("claim", 0, _json(start))
         self.seq = fold.next
         return fold.epoch == self.epoch and not fold.ended
 
-    def messages(self) -> list[Mapping[str, Any]]:
-        """Return what the model is to read."""
-        question = self.question
-        bare = question.model not in {"", HEADRACE}
-        if question.messages:
-            return prompt.for_client(INSTRUCTIONS, question.messages, bare=bare)
-        turns = conversations.context(question)
-        path = path_to(turns, parent_of_next(turns, question.beside))
-        return prompt.for_conversation(INSTRUCTIONS, path, question.input, budget=app.settings.context_tokens)
+    async def messages(self) -> list[Mapping[str, Any]]:
+        """Return what the model is to read; the same for every attempt."""
+        if self.read is None:
+            self.model = await model_for(self.question)
+            await app.settled()
+            self.read = messages_for(self.question)
+        return self.read
 
     async def speak(self, messages: list[Mapping[str, Any]]) -> bool:
         """Write what the model says to the log; return whether it came to its end or was told to stop."""
@@ -239,6 +237,15 @@ class Answer:
                 await self.job.stopping.wait()
         except TimeoutError:
             pass
+
+
+def messages_for(question: Question) -> list[Mapping[str, Any]]:
+    """Return the messages for a question, after its conversation's turns or those that its client sent."""
+    if question.messages:
+        return prompt.for_client(INSTRUCTIONS, question.messages, bare=question.model not in {"", HEADRACE})
+    turns = conversations.context(question)
+    path = path_to(turns, parent_of_next(turns, question.beside))
+    return prompt.for_conversation(INSTRUCTIONS, path, question.input, budget=app.settings.context_tokens)
 
 
 async def close(question: Question, logged: Any) -> None:

@@ -53,16 +53,12 @@ class Broker(Service):
         elasticsearch_port: int | None = None,
     ) -> None:
         super().__init__(folder)
-        self.ports = {}
+        self.ports: dict[str, int] = {}
         if kafka:
             self.ports["kafka"] = kafka_port or free_port()
         if elasticsearch:
             self.ports["elasticsearch"] = elasticsearch_port or free_port()
-
-    @property
-    def title(self) -> str:
-        """What of both it is."""
-        return " and ".join(name.capitalize() for name in self.ports) + " (noida-db)"
+        self.title = " and ".join(name.capitalize() for name in self.ports) + " (noida-db)"
 
     @property
     def environ(self) -> Mapping[str, str]:

@@ -29,7 +29,7 @@ class Service(ABC):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    title: str
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_seconds: ClassVar[float] = 10.0
 

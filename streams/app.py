@@ -51,7 +51,7 @@ OnWeb = Callable[[aiohttp.web.Application], None]
 class ChatWeb(FaustWeb):
     """Faust's web server without Faust's own pages, which show tables and routing to everyone."""
 
-    default_blueprints = production_blueprints = debug_blueprints = optional_blueprints = []
+    default_blueprints = production_blueprints = debug_blueprints = optional_blueprints = ()
 
     def _new_transport_tcp(self) -> aiohttp.web.BaseSite:
         return aiohttp.web.TCPSite(self._runner, cast("ChatApp", self.app).listen_on, self.app.conf.web_port)
@@ -148,15 +148,15 @@ class ChatApp(faust.App):
 
     async def settled(self) -> None:
         """Wait until no rebalance is going on and the tables are back: until then they cannot be read or written."""
-        while self.rebalancing:
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 - Faust offers no event for it
+        while self.rebalancing:  # noqa: ASYNC110 - Faust offers no event for it
+            await asyncio.sleep(0.02)
 
     def owned(self) -> set[int]:
         """Return the partitions of questions that this worker holds, also in the middle of a rebalance."""
         return {tp.partition for tp in self._assignment or () if tp.topic == self.topics_of.questions.name}
 
     def owner_url(self, partition: int) -> URL | None:
-        """Return where the worker listens that owns a partition, None for this one; raises `NotOwner` while nobody does."""
+        """Return where a partition's owner listens, None for this worker; raises `NotOwner` while nobody owns it."""
         if self.rebalancing or not self.tables.actives_ready:
             raise NotOwner("the workers are sharing out the conversations anew", retry_after=1)
         if partition in self.owned():

@@ -39,8 +39,10 @@ class SafeConsumer(driver.Consumer):
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def ack(self, message: Message) -> bool:
-        # Faust acknowledges what it skips because it was fetched before a rebalance. That message is delivered
-        # again, and must count only when its second delivery is finished.
+        """Acknowledge a message of the current generation.
+
+        One that was fetched before a rebalance is delivered again, and counts when that delivery is finished.
+        """
         if message.generation_id != self.app.consumer_generation_id:
             return False
         return super().ack(message)

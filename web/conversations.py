@@ -213,7 +213,7 @@ def _parent(turn: TurnInConversation, before: list[TurnInConversation]) -> str |
 async def list_all(request: web.Request) -> web.StreamResponse:
     """List one's conversations, the latest active first."""
     if is_forwarded(request):
-        return give(ConversationList(data=_own(request.app[SITE], who(request))))
+        return give(ConversationList(data=_in_table(request.app[SITE], who(request))))
     limit, after = _limit(request), request.query.get("after", "")
 
     async def listed() -> web.StreamResponse:
@@ -233,24 +233,24 @@ def page(found: list[ConversationView], limit: int, after: str) -> ConversationL
     return ConversationList(data=found[:limit], has_more=len(found) > limit)
 
 
-def _own(site: Site, identity: Identity) -> list[ConversationView]:
-    """Return what this worker knows: its partitions, and what was begun here and may not be in the table yet."""
-    rows = {row.conversation_id: view(row) for row in site.conversations.of_user(identity.tenant, identity.user)}
-    for owner, begun in site.created.values():
-        if owner == (identity.tenant, identity.user):
-            rows.setdefault(begun.id, begun)
-    return [row for row in rows.values() if not site.erased.get(row.id)]
+def _in_table(site: Site, identity: Identity) -> list[ConversationView]:
+    rows = site.conversations.of_user(identity.tenant, identity.user)
+    return [view(row) for row in rows if not site.erased.get(row.conversation_id)]
+
+
+def _just_begun(site: Site, identity: Identity) -> list[ConversationView]:
+    """Return what was begun here and may not be in its owner's table yet."""
+    return [begun for owner, begun in site.created.values() if owner == (identity.tenant, identity.user)]
 
 
 async def _everyones(request: web.Request) -> list[ConversationView]:
     """Return what all workers know. One that does not answer makes it an error: a part would look like a loss."""
     site, identity = request.app[SITE], who(request)
     site.chat.owner_url(0)  # raises NotOwner while partitions move
-    others = await asyncio.gather(*(_asked(request, worker) for worker in site.chat.workers()))
-    found = {one.id: one for one in _own(site, identity)}
-    # What a table says counts more than what one worker remembers of its making.
-    found |= {one.id: one for theirs in others for one in theirs}
-    return list(found.values())
+    theirs = await asyncio.gather(*(_asked(request, worker) for worker in site.chat.workers()))
+    # What a table has counts more than what was begun: it may have a title by now.
+    known = [_just_begun(site, identity), _in_table(site, identity), *theirs]
+    return list({one.id: one for part in known for one in part}.values())
 
 
 async def _asked(request: web.Request, worker: URL) -> list[ConversationView]:

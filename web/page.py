@@ -1,6 +1,5 @@
 """The page that people open, and its files. Everything comes from this worker: nothing is fetched from elsewhere."""
 
-import mimetypes
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +15,18 @@ POLICY: Final = (
 # Files have no version in their names, so a browser asks each time; the answer is a 304 without a body.
 HEADERS: Final = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 
-# Some systems' tables lack these or have them wrong, and with nosniff a browser refuses a script of another type.
-mimetypes.add_type("text/javascript", ".js")
-mimetypes.add_type("image/svg+xml", ".svg")
-mimetypes.add_type("application/manifest+json", ".webmanifest")
+# Not asked of the system, whose table may lack one: with nosniff, a browser refuses a script of another type.
+TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".ico": "image/x-icon",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+    ".woff2": "font/woff2",
+}
 
 
 async def index(_: web.Request) -> web.StreamResponse:
@@ -33,7 +40,11 @@ async def static(request: web.Request) -> web.StreamResponse:
 
 
 def _file(path: Path) -> web.StreamResponse:
-    path = path.resolve()
-    if not path.is_relative_to(STATIC.resolve()) or not path.is_file():
+    try:
+        path = path.resolve()
+        found = path.is_relative_to(STATIC.resolve()) and path.is_file()
+    except ValueError:  # a null byte in the name
+        found = False
+    if not found:
         raise web.HTTPNotFound
-    return web.FileResponse(path, headers=HEADERS)
+    return web.FileResponse(path, headers=HEADERS | {"Content-Type": TYPES.get(path.suffix, "text/plain")})

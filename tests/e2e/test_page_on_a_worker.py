@@ -17,10 +17,11 @@ from tests.support.services import Services
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTION = "How does a word get here? [tokens=150 pace=100]"
+RELOADED = "And when I reload? [tokens=100 pace=40]"
 BYTES = 1300  # the headers and some ten words
 
 
-async def test_an_answer_through_a_worker_survives_ten_lost_connections_and_a_reload(
+async def test_an_answer_through_a_worker_survives_ten_lost_connections(
     browser: Browser, services: Services, start_worker: StartWorker
 ) -> None:
     async with ModelServer() as model, await browser.new_context() as context:
@@ -29,13 +30,10 @@ async def test_an_answer_through_a_worker_survives_ten_lost_connections_and_a_re
             page = await context.new_page()
             await page.goto(line.url)
             await page.get_by_label("Question", exact=True).fill(QUESTION)
-            cut = asyncio.create_task(line.cut(5, after=BYTES))
+            cut = asyncio.create_task(line.cut(10, after=BYTES))
             async with page.expect_response("**/turns") as accepted:
                 await page.keyboard.press("Enter")
             turn = (await (await accepted.value).json())["turn_id"]
-            await cut
-            cut = asyncio.create_task(line.cut(5, after=BYTES))
-            await page.reload()
             await cut
             await expect_ended(page)
 
@@ -46,6 +44,21 @@ async def test_an_answer_through_a_worker_survives_ten_lost_connections_and_a_re
             await expect_text(page, _plain(text))
             await expect(page.locator(".turn")).to_have_count(1)
             await expect(page.get_by_role("link", name="How does a word get here?")).to_be_visible()
+
+
+async def test_an_answer_through_a_worker_survives_a_reload(
+    browser: Browser, services: Services, start_worker: StartWorker
+) -> None:
+    async with ModelServer() as model, await browser.new_context() as context:
+        worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+        page = await context.new_page()
+        await page.goto(worker.url)
+        await page.get_by_label("Question", exact=True).fill(RELOADED)
+        await page.keyboard.press("Enter")
+        await expect(last_answer(page)).not_to_be_empty()
+
+        await page.reload()
+        await expect_text(page, _plain("".join(expected_answer(RELOADED))))
 
 
 async def test_a_conversation_on_a_worker_is_stopped_answered_again_edited_renamed_and_deleted(

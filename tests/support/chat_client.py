@@ -81,7 +81,7 @@ class ChatClient:
         return str(answer["turn_id"])
 
     async def read(self, turn_id: str, *, drop_after: Sequence[int] = (), within: float = 60) -> Seen:
-        """Read a turn to its end, reconnecting as often as needed, and after each of these numbers of events on purpose."""
+        """Read a turn to its end, reconnecting as often as needed, and on purpose after these numbers of events."""
         seen, drops = Seen(), list(drop_after)
         async with asyncio.timeout(within):
             while not (seen.events and seen.events[-1].name in FINAL):

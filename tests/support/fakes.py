@@ -250,8 +250,9 @@ class FakeWorker:
     """What `streams.app` is to the web layer.
 
     ``owners``: where the owner of a partition listens; a partition that is not in it is this worker's own.
-    ``rebalancing``, ``kafka_down``, ``loses_acknowledgements`` and ``why_not_ready`` are the troubles it can have. ``lag``: so many reads of the table do
-    not see a control yet. ``script``: how every question is answered, at once.
+    ``rebalancing``, ``kafka_down``, ``loses_acknowledgements`` and ``why_not_ready`` are the troubles it can have.
+    ``lag``: so many reads of the table do not see a control yet. ``reaches_runner``: whether questions do.
+    ``script``: how every question is answered, at once.
     """
 
     def __init__(self, kafka: FakeKafka, settings: Settings) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import ClientResponse, ClientSession
-from aiohttp.test_utils import BaseTestServer, TestServer
+from aiohttp.test_utils import TestServer
 from aiohttp.web import AppRunner
 
 from tests.support.fakes import ALICE, FakeKafka, FakeWorker, application_of, settings_for_tests
@@ -21,10 +21,17 @@ class Event(NamedTuple):
     data: Any
 
 
+class Server(TestServer):
+    """A server like Faust's: one that leaves a handler alone when its client leaves."""
+
+    async def _make_runner(self, **options: Any) -> AppRunner:
+        return AppRunner(self.app, **options | {"handler_cancellation": False, "access_log": None})
+
+
 class Web:
     """A fake worker whose routes are served on a loopback port."""
 
-    def __init__(self, worker: FakeWorker, server: BaseTestServer, session: ClientSession) -> None:
+    def __init__(self, worker: FakeWorker, server: Server, session: ClientSession) -> None:
         self.worker = worker
         self.kafka = worker.kafka
         self.server = server
@@ -102,16 +109,10 @@ async def all_events(response: ClientResponse) -> list[Event]:
         return [event async for event in events_of(response)]
 
 
-class Server(TestServer):
-    """A server that leaves handlers alone when their client leaves, as Faust's does and aiohttp's for tests does not."""
-
-    async def _make_runner(self, **options: Any) -> AppRunner:
-        return AppRunner(self.app, **options | {"handler_cancellation": False, "access_log": None})
-
-
 @asynccontextmanager
 async def serving(kafka: FakeKafka | None = None, **settings: Any) -> AsyncIterator[Web]:
     """Serve a fake worker."""
     worker = FakeWorker(kafka or FakeKafka(), settings_for_tests(**settings))
-    async with Server(application_of(worker)) as server, ClientSession() as session:
+    server = Server(application_of(worker))
+    async with server, ClientSession() as session:
         yield Web(worker, server, session)

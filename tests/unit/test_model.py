@@ -117,7 +117,7 @@ async def test_deltas_come_as_they_are_written_and_not_when_the_answer_is_whole(
 
 
 async def test_closing_the_stream_ends_the_generation(model: Model, server: ModelServer) -> None:
-    async with aclosing(model.stream(asking("nobody reads this [tokens=1000000]"))) as stream:
+    async with aclosing(model.stream(asking("nobody reads this [tokens=5000]"))) as stream:
         await anext(stream)
 
     await until(lambda: server.cancelled == 1)
@@ -125,7 +125,7 @@ async def test_closing_the_stream_ends_the_generation(model: Model, server: Mode
 
 
 async def test_cancelling_the_reader_ends_the_generation(model: Model, server: ModelServer) -> None:
-    reading = asyncio.create_task(read(model, asking("nobody reads this either [tokens=1000000]")))
+    reading = asyncio.create_task(read(model, asking("nobody reads this either [tokens=5000]")))
     await until(lambda: server.tokens_sent > 0)
 
     reading.cancel()
@@ -135,7 +135,7 @@ async def test_cancelling_the_reader_ends_the_generation(model: Model, server: M
 
 
 async def test_hundreds_of_answers_run_at_once(model: Model, server: ModelServer) -> None:
-    questions = [f"question {number} [tokens=1000000 pace=1]" for number in range(300)]
+    questions = [f"question {number} [tokens=5000 pace=1]" for number in range(300)]
 
     readers = [asyncio.create_task(read(model, asking(question))) for question in questions]
     await until(lambda: server.stats.active == 300)

@@ -222,9 +222,7 @@ async def test_a_question_that_has_not_reached_the_runner_counts_as_in_work(web:
     web.worker.reaches_runner = False
     await web.ask("one", conversation_id)
 
-    answer = await web.call(
-        "POST", f"/v1/conversations/{conversation_id}/turns", {"input": "two", "on_busy": "reject"}
-    )
+    answer = await web.call("POST", f"/v1/conversations/{conversation_id}/turns", {"input": "two", "on_busy": "reject"})
 
     assert answer.status == 409
 

@@ -203,9 +203,7 @@ async def test_an_unknown_model_is_404(web: Web) -> None:
     assert (await answer.json())["error"]["code"] == "model_not_found"
 
 
-def ending(
-    outcome: Outcome, *, finish: str = "stop", error: Failure | None = None, said: tuple[str, ...] = ()
-) -> Any:
+def ending(outcome: Outcome, *, finish: str = "stop", error: Failure | None = None, said: tuple[str, ...] = ()) -> Any:
     """Return a script that ends every turn in this way."""
 
     def answer(kafka: FakeKafka, question: Question) -> None:

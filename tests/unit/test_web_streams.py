@@ -56,7 +56,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_the_others_are_not_hel
 async def stuck_reader(web: Web, turn_id: str) -> asyncio.StreamWriter:
     """Open a stream, and never read from it."""
     url = web.server.make_url(f"/v1/turns/{turn_id}/events")
-    reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+    _, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
     writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport has it
     writer.write(
         f"GET {url.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-key-0123456789\r\n\r\n".encode()

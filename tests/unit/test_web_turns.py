@@ -223,9 +223,7 @@ async def test_the_same_key_regenerates_once(web: Web) -> None:
     web.kafka.end(turn_id)
 
     answers = [
-        await (
-            await web.call("POST", f"/v1/turns/{turn_id}/regenerate", {}, headers={"Idempotency-Key": "k"})
-        ).json()
+        await (await web.call("POST", f"/v1/turns/{turn_id}/regenerate", {}, headers={"Idempotency-Key": "k"})).json()
         for _ in range(2)
     ]
 
