@@ -2,7 +2,7 @@
 
 OpenAI's published shape, read as leniently as the servers differ: vLLM, llama.cpp and others add fields, which
 are skipped, or leave some out. msgspec builds only what we keep, at a small part of what the SDK's objects cost
-(`python -m bench.model`); `tests/contract/test_model_differential.py` holds it equal to the SDK.
+(`bench/model_decode.py`); `tests/contract/test_model_differential.py` holds it equal to the SDK.
 """
 
 import json

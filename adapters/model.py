@@ -53,7 +53,9 @@ class _List(msgspec.Struct):
 class Model:
     """A model server, for any number of answers at once. `open_model` makes it."""
 
-    def __init__(self, client: AsyncOpenAI, *, stall_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, client: AsyncOpenAI, *, stall_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
         self._stall_seconds = stall_seconds
         self._clock = clock

@@ -76,7 +76,7 @@ class _Lane:
         self.pending: list[Token] = []
         self.waiters: list[asyncio.Future[int]] = []
         self.frames: deque[_Frame] = deque()
-        self.sent_at = -math.inf
+        self.sent_at = 0.0
         self.armed = False
         self.timer: asyncio.Handle | None = None
         self.shut: dict[str, int] = {}

@@ -21,6 +21,7 @@ import psycopg
 LOOPBACK: Final = "127.0.0.1"
 NEEDED_BYTES: Final = 1 << 30
 """A few hundred MB are written at first; the rest is for conversations and logs."""
+ELSEWHERE: Final = "HEADRACE_FOLDER=/another/folder make up"
 ANSWER_SECONDS: Final = 3
 LAST_RUN_SECONDS: Final = 30.0
 
@@ -39,8 +40,8 @@ def check_disk(folder: Path, *, free: Callable[[Path], int] = free_bytes) -> Non
     """Raise `CannotStart` if the data would soon fill the disk."""
     if (left := free(folder)) < NEEDED_BYTES:
         raise CannotStart(
-            f"only {left // 1_000_000} MB are free where {folder} is, and Headrace wants {NEEDED_BYTES // 1_000_000} MB."
-            " Free some, or name a folder on another disk: --folder."
+            f"only {left // 1_000_000} MB are free where {folder} is, and it needs {NEEDED_BYTES // 1_000_000} MB."
+            f" Free some, or keep the data elsewhere: {ELSEWHERE}"
         )
 
 
@@ -50,11 +51,11 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError as error:
-        raise CannotStart(f"cannot make the folder {folder}: {error.strerror}. Name another: --folder.") from None
+        raise CannotStart(f"cannot make the folder {folder}: {error.strerror}. Choose another: {ELSEWHERE}") from None
     if not writable:
         raise CannotStart(
-            f"{folder} cannot be written to; was `make up` once run by root? Give it back (chown -R), or name"
-            " another: --folder."
+            f"{folder} cannot be written to; was `make up` once run by root? Give it back (chown -R), or choose"
+            f" another: {ELSEWHERE}"
         )
 
 
@@ -71,8 +72,8 @@ def lock(folder: Path, *, patience: float = LAST_RUN_SECONDS) -> IO[str]:
         holder = file.read().strip()
         if holder.isdigit() and psutil.pid_exists(int(holder)):
             raise CannotStart(
-                f"{folder} is in use by another `make up` (process {holder}). Stop that one with Ctrl-C, or name"
-                " another folder for this one: --folder."
+                f"{folder} is in use by another `make up` (process {holder}). Stop that one with Ctrl-C, or"
+                f" give this one a folder and a port of its own: {ELSEWHERE}"
             )
         if time.monotonic() > deadline:
             raise CannotStart(
@@ -118,7 +119,8 @@ def listener(port: int) -> str:
     """Return which process listens on a port, as far as we may know."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+            if listens and connection.pid:
                 command = " ".join(psutil.Process(connection.pid).cmdline())
                 return f"process {connection.pid} ({command[:80]})"
     return "another process"
@@ -162,7 +164,7 @@ def check_postgres(url: str) -> None:
 
 
 def check_model(url: str) -> None:
-    """Raise `CannotStart` if no server answers at this URL, or it refuses the key. It need not have a list of models."""
+    """Raise `CannotStart` if no server answers at this URL, or it refuses the key. It may lack a list of models."""
     key = os.environ.get("OPENAI_API_KEY", "none")
     status = _status("OPENAI_BASE_URL", url, url.rstrip("/") + "/models", "a model server", f"Bearer {key}")
     if status in {401, 403}:

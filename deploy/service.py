@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
@@ -131,8 +131,13 @@ def check_alive(service: Service) -> None:
         raise ServiceFailed(f"{service.title} {service.how_it_ended()}\n{service.last_lines()}".rstrip())
 
 
-def wait_ready(service: Service, within: float) -> None:
-    """Return when the service answers; raises `ServiceFailed` if it ends or takes longer than that many seconds."""
+def wait_ready(
+    service: Service, within: float, meanwhile: Callable[[], None] = lambda: None, *, every: float = 0.02
+) -> None:
+    """Return when the service answers; raises `ServiceFailed` if it ends or takes longer than ``within`` seconds.
+
+    Asks it and calls ``meanwhile`` every so many seconds; what that raises ends the waiting.
+    """
     deadline = time.monotonic() + within
     while not service.ready():
         check_alive(service)
@@ -140,4 +145,5 @@ def wait_ready(service: Service, within: float) -> None:
             raise ServiceFailed(
                 f"{service.title} did not answer within {within:.0f} s\n{service.last_lines()}".rstrip()
             )
-        time.sleep(0.02)
+        meanwhile()
+        time.sleep(every)

@@ -1,106 +1,230 @@
-"""`make up`: everything on this machine with one command in one terminal, until Ctrl-C.
+"""`make up`: everything on this machine, with one command in one terminal, until Ctrl-C.
 
-Starts a broker, a search server, a database and a model server, each only if its URL is not in the environment,
-then one worker, and watches over them. The services are in `embedded`, what is checked first in `checks`.
+Starts a broker, a search server, a database and a model server, each unless its URL is in the environment, then
+one worker, and watches over them. What is checked first is in `checks`, the services are in `embedded`.
 
     python -m deploy.up [--port 6066] [--folder .headrace]
 """
 
 import argparse
-import hashlib
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import IO, Final, Self
+from typing import Final
 
-from deploy import checks
-from deploy.checks import CannotStart
-from deploy.embedded import LOOPBACK, Broker, Embedded, ModelServer, Part, answers_http
-from deploy.progress import DIM, Progress
-from deploy.service import PROJECT, Service, ServiceFailed, check_alive
+from deploy.checks import CHECKS, CannotStart, check_disk, check_port, check_writable, lock, shown
+from deploy.embedded import Broker, Embedded, Part
+from deploy.interrupts import Interrupted, Interrupts
+from deploy.progress import Progress
+from deploy.service import PROJECT, Service, ServiceFailed, check_alive, wait_ready
+from deploy.worker import Worker
 
 PORT: Final = 6066
-VARIABLE_OF: Final[Mapping[str, Part]] = {
-    "KAFKA_BOOTSTRAP_SERVERS": "kafka",
-    "ELASTICSEARCH_URL": "es",
-    "DATABASE_URL": "pg",
-    "OPENAI_BASE_URL": "model",
+VARIABLES: Final[Mapping[Part, str]] = {
+    "kafka": "KAFKA_BOOTSTRAP_SERVERS",
+    "es": "ELASTICSEARCH_URL",
+    "pg": "DATABASE_URL",
+    "model": "OPENAI_BASE_URL",
 }
 START_SECONDS: Final = 120.0
 BACK_OFF_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Before a worker that died is started again; after the last, we give up."""
+"""Before a worker that died is started again. After the last one we give up."""
 HEALTHY_SECONDS: Final = 120.0
-"""A worker that lived this long is not one that dies again and again."""
+"""A worker that lived this long did not die of its start."""
+HURRIED_SECONDS: Final = 2.0
 
 
-class Worker(Service):
-    """The worker that answers: web server, agents and tables. ``given`` leads it to the services."""
+class Run:
+    """One run: what was started, in which order, and how it ends."""
 
-    name = "worker"
-    title = "Worker"
-    stop_seconds = 30.0
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        *,
+        only: frozenset[Part],
+        inherit: int,
+        progress: Progress,
+        interrupts: Interrupts,
+    ) -> None:
+        self._services = Embedded(folder, only=only).services
+        self._environ = {name: value for service in self._services for name, value in service.environ.items()}
+        self.worker = Worker(folder, port, self._environ)
+        self._inherit = inherit
+        self._progress = progress
+        self._interrupts = interrupts
+        self._addresses = folder / "services.env"
+        self._broker = next((service for service in self._services if isinstance(service, Broker)), None)
+        self._saved = folder / "data" / "broker.saved"
 
-    def __init__(self, folder: Path, *, port: int, given: Mapping[str, str]) -> None:
-        super().__init__(folder)
-        self.port = port
-        self._given = given
-        if kafka := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            # Tables remember how far they have read on the broker that they were made from, and fit no other.
-            self.data = self.data.with_name(f"worker-{hashlib.sha256(kafka.encode()).hexdigest()[:8]}")
+    def start(self) -> None:
+        """Start the services side by side, then the worker; raises `ServiceFailed` and `Interrupted`."""
+        self._forget_tables_of_a_lost_log()
+        for service in self._services:
+            service.start([self._inherit])
+        for service in self._services:
+            self._wait_ready(service)
+        self._addresses.write_text("".join(f"{name}={value}\n" for name, value in self._environ.items()))
+        self.worker.start([self._inherit])
+        self._wait_ready(self.worker)
 
-    @property
-    def url(self) -> str:
-        """The address to open."""
-        return f"http://{LOOPBACK}:{self.port}"
+    def watch(self) -> None:
+        """Stay until something ends: raises `Interrupted`, or `ServiceFailed` when nothing can be done about it."""
+        deaths = 0
+        while True:
+            self._interrupts.wait(0.2)
+            for service in self._services:
+                check_alive(service)
+            if self.worker.running:
+                continue
+            if time.monotonic() - self.worker.started_at > HEALTHY_SECONDS:
+                deaths = 0
+            if deaths == len(BACK_OFF_SECONDS):
+                check_alive(self.worker)
+            self._revive_worker(BACK_OFF_SECONDS[deaths])
+            deaths += 1
 
-    @property
-    def environ(self) -> Mapping[str, str]:
-        """Nothing: others find the worker by its address."""
-        return {}
+    def stop(self) -> None:
+        """Stop what runs: the worker first, because it still has something to tell the others. A Ctrl-C hastens it."""
+        asked = self._interrupts.count
+        for service in (self.worker, *reversed(self._services)):
+            if service.running:
+                with self._progress.step(f"Stopping {service.title}") as step:
+                    self._stop(service, lambda: self._interrupts.count > asked, step.tick)
+        if self._broker is not None and self._broker.exit_code == 0:
+            self._saved.touch()
 
-    def variables(self) -> Mapping[str, str]:
-        """Return the settings of a worker for one person on one machine; those in the environment come first."""
-        usual = {"HEADRACE_AUTH": "dev", "HEADRACE_LOG_FORMAT": "text"}
-        return {**usual, **self._given, **headrace_variables()}
+    def _wait_ready(self, service: Service) -> None:
+        with self._progress.step(service.title, since=service.started_at) as step:
 
-    def command(self) -> Sequence[str | Path]:
-        """Return what an operator would type."""
-        faust = Path(sys.executable).with_name("faust")
-        listen = ["--web-host", LOOPBACK, "--web-port", str(self.port)]
-        return [faust, "--quiet", "--datadir", self.data, "-A", "streams.app", "worker", "-l", "info", *listen]
+            def meanwhile() -> None:
+                self._interrupts.check()
+                step.tick()
 
-    def ready(self) -> bool:
-        """Return whether it takes questions: tables recovered, partitions assigned."""
-        return self.running and answers_http(self.port, "/readyz")
+            wait_ready(service, START_SECONDS, meanwhile, every=0.1)
+
+    def _revive_worker(self, pause: float) -> None:
+        """Start the worker again. What it was answering goes on, because the log has it."""
+        lines = self.worker.last_lines(5)
+        self._progress.say(
+            f"\nThe worker {self.worker.how_it_ended()}, and is started again in {pause:.0f} s.\n{lines}"
+        )
+        self._interrupts.wait(pause)
+        self.worker.start([self._inherit])
+        try:
+            self._wait_ready(self.worker)
+        except ServiceFailed:
+            self.worker.kill()
+
+    def _stop(self, service: Service, hurried: Callable[[], bool], tick: Callable[[], None]) -> None:
+        began = time.monotonic()
+        service.ask_to_stop()
+        while service.running:
+            if time.monotonic() - began > (HURRIED_SECONDS if hurried() else service.stop_seconds):
+                service.kill()
+            tick()
+            time.sleep(0.02)
+
+    def _forget_tables_of_a_lost_log(self) -> None:
+        """Remove the worker's tables unless the embedded broker has saved everything when it ended.
+
+        If it was killed, up to a second of the log is gone, and tables that have seen that second would not fit it.
+        They are made anew from the log.
+        """
+        if self._broker is None or "kafka" not in self._broker.ports:
+            return
+        if self._saved.exists():
+            self._saved.unlink()
+        else:
+            shutil.rmtree(self.worker.data, ignore_errors=True)
 
 
-class Interrupts:
-    """Counts Ctrl-C, SIGTERM and a closed terminal, instead of being interrupted by them."""
+def up(folder: Path, port: int, progress: Progress, interrupts: Interrupts) -> None:
+    """Check, start, watch, and stop what was started; raises why it ended."""
+    began = time.monotonic()
+    given = {part: os.environ[name] for part, name in VARIABLES.items() if os.environ.get(name)}
+    progress.say(f"Headrace starts on this machine. Data and logs are in {relative(folder)}/\n")
+    with progress.step("Disk, port and folder"):
+        check_writable(folder)
+        check_disk(folder)
+        held = lock(folder)
+        check_port(port)
+    with held:
+        for part, value in given.items():
+            with progress.step(f"Given: {VARIABLES[part]}") as step:
+                step.note = shown(value)
+                CHECKS[VARIABLES[part]](value)
+        keep_logs_of_last_run(folder)
+        only = frozenset(VARIABLES.keys() - given.keys())
+        run = Run(folder, port, only=only, inherit=held.fileno(), progress=progress, interrupts=interrupts)
+        try:
+            run.start()
+            progress.say(welcome(run.worker, folder, time.monotonic() - began))
+            run.watch()
+        except (Interrupted, ServiceFailed):
+            progress.say()
+            raise
+        finally:
+            run.stop()
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._before: dict[int, signal.Handlers | object] = {}
 
-    def __enter__(self) -> Self:
-        """Listen."""
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the signals ignored: nothing is left to be stopped."""
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)
-
-    def _note(self, _signum: int, _frame: FrameType | None) -> None:
-        self.count += 1
+def welcome(worker: Worker, folder: Path, took: float) -> str:
+    """Return what someone who waits wants to know now."""
+    ask = "make demo-question" if worker.port == PORT else f"HEADRACE_PORT={worker.port} make demo-question"
+    return (
+        f"\nReady after {took:.1f} s.\n\n"
+        f"  Open  {worker.url}\n"
+        f"  Ask   {ask} Q='Why is the sky blue?'\n"
+        f"  Logs  {relative(folder)}/logs/\n"
+        f"  Stop  Ctrl-C\n"
+    )
 
 
-class Interrupted(Exception):
-    """Someone wants us to stop."""
+def keep_logs_of_last_run(folder: Path) -> None:
+    """Begin with empty logs, and keep those of the last run."""
+    last = folder / "logs.previous"
+    if (folder / "logs").exists():
+        shutil.rmtree(last, ignore_errors=True)
+        (folder / "logs").rename(last)
+
+
+def relative(folder: Path) -> str:
+    """Return a folder as someone in the current one would write it."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def port_number(text: str) -> int:
+    """Return a port to listen on."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"a port (HEADRACE_PORT) is a number from 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def main() -> int:
+    """Run until someone stops it; return 1 if something else did."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.up", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--port", type=port_number, default=os.environ.get("HEADRACE_PORT") or str(PORT))
+    kept = os.environ.get("HEADRACE_FOLDER") or PROJECT / ".headrace"
+    parser.add_argument("--folder", type=Path, default=kept, help="where data and logs are kept")
+    options = parser.parse_args()
+    progress = Progress()
+    with Interrupts() as interrupts:
+        try:
+            up(options.folder.resolve(), options.port, progress, interrupts)
+        except Interrupted:
+            progress.say("\nStopped. `make up` finds everything again.")
+            return 0
+        except CannotStart as error:
+            progress.say(f"\nHeadrace cannot start: {error}")
+        except FileNotFoundError as error:
+            progress.say(f"\nHeadrace cannot start: {error}")
+        except ServiceFailed as error:
+            progress.say(f"\n{error}\n\nThe logs are in {relative(options.folder.resolve())}/logs/")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

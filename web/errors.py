@@ -16,6 +16,7 @@ log = structlog.get_logger(__name__)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+NOT_READY = "not_ready"  # told to probes, every few seconds; the worker's own log says more
 RETRY_SECONDS = 1.0
 
 
@@ -115,7 +116,7 @@ def told(request: web.Request, error: Exception) -> ApiError:
     outside = seen_from_outside(error)
     if outside.status == 500:
         log.error("request failed", method=request.method, path=request.path, exc_info=error)
-    elif outside.status > 500:
+    elif outside.status > 500 and outside.code != NOT_READY:
         log.warning("request refused", method=request.method, path=request.path, code=outside.code, reason=str(error))
     return outside
 

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from web.bodies import give
-from web.errors import unavailable
+from web.errors import NOT_READY, unavailable
 from web.shapes import Health
 from web.site import SITE
 
@@ -25,7 +25,7 @@ async def readyz(request: web.Request) -> web.StreamResponse:
     chat = request.app[SITE].chat
     waits_for = chat.ready()
     if waits_for:
-        raise unavailable(f"Not ready: {waits_for}.", code="not_ready")
+        raise unavailable(f"Not ready: {waits_for}.", code=NOT_READY)
     return give(Health(status="ready", partitions=sorted(chat.owned())))
 
 

@@ -21,6 +21,7 @@ QUESTIONS_BYTES: Final = 32 * MEGABYTE
 QUESTIONS_SECONDS: Final = 3600.0
 LATEST: Final = 1000
 YOUNG_SECONDS: Final = 10.0  # so long may the table of a new conversation's owner lag behind
+BEGUN_SECONDS: Final = 3.0  # so long is what was begun here listed although its table does not have it
 ERASED: Final = 10_000
 ERASED_SECONDS: Final = 600.0
 
@@ -43,7 +44,7 @@ class Site:
         self.questions: Cache[Question] = Cache(QUESTIONS_BYTES, QUESTIONS_SECONDS, clock)
         self.latest: Cache[Question] = Cache(LATEST, YOUNG_SECONDS, clock)
         self.accepting: set[str] = set()
-        self.created: Cache[tuple[tuple[str, str], ConversationView]] = Cache(OWNERS, YOUNG_SECONDS, clock)
+        self.created: Cache[tuple[tuple[str, str], ConversationView]] = Cache(OWNERS, BEGUN_SECONDS, clock)
         self.erased: Cache[bool] = Cache(ERASED, ERASED_SECONDS, clock)
         self._http: ClientSession | None = None
 

@@ -1,28 +1,23 @@
-"""A line between a browser and a server that breaks event streams: after so many bytes, so many times."""
+"""A line between a client and a server that can be cut: a browser loses its connections, the server goes on."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
-STREAM = b"text/event-stream"
-
 
 class CutLine:
-    """Passes bytes on to a port of this machine. How far a stream came does not depend on how fast the machine is."""
+    """Passes bytes on to a port of this machine until it is cut; new connections are taken at once again."""
 
     def __init__(self, port: int) -> None:
         self._to = port
-        self._after = 0
-        self._left = 0
-        self._done = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
         self.url = ""
 
-    async def cut(self, times: int, after: int) -> None:
-        """Break the next streams, each after this many bytes with its headers; return when the last was broken."""
-        self._left, self._after = times, after
-        self._done.clear()
-        await self._done.wait()
+    def cut(self) -> None:
+        """Break every connection of the moment, without a goodbye."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     @classmethod
     @asynccontextmanager
@@ -35,31 +30,21 @@ class CutLine:
             yield line
         finally:
             server.close()
+            line.cut()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
-            asking = asyncio.create_task(self._ask(reader, there_writer))
-            await self._answer(there_reader, writer)
-            asking.cancel()
-            there_writer.close()
+            await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer))
         writer.close()
 
-    async def _ask(self, browser: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
-        while data := await browser.read(65_536):
-            server.write(data)
-        server.close()
-
-    async def _answer(self, server: asyncio.StreamReader, browser: asyncio.StreamWriter) -> None:
-        streamed = 0
-        while data := await server.read(65_536):
-            streamed += len(data) if streamed or STREAM in data else 0
-            if self._left and streamed > self._after:
-                browser.write(data[: max(0, self._after - (streamed - len(data)))])
-                await browser.drain()
-                self._left -= 1
-                if not self._left:
-                    self._done.set()
-                return
-            browser.write(data)
-            await browser.drain()
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            with suppress(OSError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            self._writers.discard(writer)
+            writer.close()

@@ -16,7 +16,7 @@ class MemoryLog:
     """Partitions as lists of frames. ``beginning``: the offset below which retention has deleted everything.
 
     ``open``: clear it to hold up whoever reads the log. ``down``: fail them instead. ``reads``: how often
-    somebody read it back.
+    somebody read it back; ``shown``: how many records that took.
     """
 
     def __init__(self) -> None:
@@ -26,6 +26,7 @@ class MemoryLog:
         self.open.set()
         self.down = False
         self.reads = 0
+        self.shown = 0
 
     def write(self, partition: int, *tokens: Token) -> int:
         """Append a frame; return its offset."""
@@ -45,6 +46,7 @@ class MemoryLog:
         if self.down:
             raise LogUnavailable("the memory log is down")
         for offset in range(max(start, self.beginning[partition]), min(stop, len(self.frames[partition]))):
+            self.shown += 1
             if visit(Message(partition=partition, offset=offset, value=encode(self.frames[partition][offset]))):
                 return
 

@@ -1,7 +1,7 @@
 """The model adapter as tests use it: opened on a scripted server, and read to its end."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 
 from adapters.model import Model
@@ -15,12 +15,12 @@ def settings_for(base_url: str, *, api_key: str = "none", stall_seconds: float =
     return Settings.model_validate(changes)
 
 
-def asking(question: str, so_far: str = "", **options: object) -> Generation:
+def asking(question: str, so_far: str = "", options: Mapping[str, object] | None = None) -> Generation:
     """Return a generation with one question, and the text so far if there is any."""
     messages = [{"role": "user", "content": question}]
     if so_far:
         messages.append({"role": "assistant", "content": so_far})
-    return Generation("scripted", messages, options)
+    return Generation("scripted", messages, options or {})
 
 
 async def read(model: Model, generation: Generation, into: list[Delta] | None = None) -> list[Delta]:

@@ -6,7 +6,7 @@ question may carry. ``async with ModelServer() as server`` runs it beside a test
     python -m tests.support.model_server --port 8080
 
 as a process. Besides the OpenAI routes: ``GET /stats``; ``POST /admin/fault`` with ``{"fault", "times", "after",
-"retry_after"}`` for the next requests, whatever they ask; ``POST /admin/refuse`` with ``{"seconds"}``.
+"retry_after", "message"}`` for the next requests, whatever they ask; ``POST /admin/refuse`` with ``{"seconds"}``.
 
 It shares the machine with what is measured, so all paced answers are written by one timer, each token as one
 prepared piece straight to its socket: 200 answers of 50 tokens/s take about a tenth of a core.
@@ -45,6 +45,8 @@ TICK = 0.001
 
 RESET_AFTER = 0.05
 """A reset destroys what its receiver has not read yet, so it comes this much later than the token before it."""
+
+COMMENT_EVERY = 0.02
 
 FLOOD = 64
 
@@ -174,9 +176,12 @@ class ModelServer:
             await self._site.stop()
             self._site = None
 
-    def fail_next(self, fault: str, *, times: int = 1, after: int = 0, retry_after: str = "") -> None:
-        """Let the next requests fail, whatever they ask."""
-        self._next_faults.extend([Script(fault=fault, after=after, retry_after=retry_after)] * times)
+    def fail_next(
+        self, fault: str, *, times: int = 1, after: int = 0, retry_after: str = "", message: str = ""
+    ) -> None:
+        """Let the next requests fail, whatever they ask; with this message, if the fault is an HTTP status."""
+        due = Script(fault=fault, after=after, retry_after=retry_after, message=message)
+        self._next_faults.extend([due] * times)
 
     # -- routes
 
@@ -220,7 +225,7 @@ class ModelServer:
             self.stats.faults += 1
         if script.status:
             headers = {"Retry-After": script.retry_after} if script.retry_after else {}
-            return refusal(script.status, f"scripted {script.status}", headers)
+            return refusal(script.status, script.message or f"scripted {script.status}", headers)
         if script.fault == "refuse":
             reset(request)
             return web.Response()
@@ -236,7 +241,7 @@ class ModelServer:
         self._asked[question] += 1
         if self._next_faults:
             due = self._next_faults.popleft()
-            return replace(script, fault=due.fault, after=due.after, retry_after=due.retry_after)
+            return replace(script, fault=due.fault, after=due.after, retry_after=due.retry_after, message=due.message)
         return script if self._asked[question] <= script.times else replace(script, fault="")
 
     @asynccontextmanager
@@ -272,6 +277,10 @@ class ModelServer:
             reset(request)
         elif script.fault == "stall":
             await asyncio.Event().wait()
+        elif script.fault == "comments":
+            while True:
+                await response.write(b": still here\n\n")
+                await asyncio.sleep(COMMENT_EVERY)
         return response
 
 
@@ -357,7 +366,7 @@ class Answer:
                 return chunks.broken() + chunks.done()
             case "error":
                 return chunks.error("scripted error", "server_error", 500) + chunks.done()
-            case "reset" | "stall" | "end":
+            case "reset" | "stall" | "comments" | "end":
                 return b""
         usage = b""
         if (self._body.get("stream_options") or {}).get("include_usage"):

@@ -7,11 +7,12 @@ pace=50         tokens a second; 0 is as fast as the connection takes them
 wait=0          seconds before the first token, as if the prompt were long
 fault=…         what goes wrong, on the first ``times`` requests with this question:
                 an HTTP status, `refuse` (connection dropped unanswered), `reset` (connection reset), `stall`
-                (silence), `end` (a clean end without an end mark), `malformed` (broken JSON), `error` (an
-                error event); the last five come ``after`` so many tokens
+                (silence), `comments` (nothing but comments), `end` (a clean end without an end mark),
+                `malformed` (broken JSON), `error` (an error event); these six come ``after`` so many tokens
 after=0         see fault
 times=1         see fault; `times=all` for every request
 retry_after=…   the Retry-After header of a status
+message=…       the message of a status, one word
 prefill=yes     `no`: a text so far is not continued, the answer begins anew
 tool=a,b        call these tools, both at once, instead of answering
 cut=1           cut every multi-byte character in two between writes
@@ -45,7 +46,7 @@ WORDS = (
     "…",
 )
 
-FAULTS = frozenset({"refuse", "reset", "stall", "end", "malformed", "error"})
+FAULTS = frozenset({"refuse", "reset", "stall", "comments", "end", "malformed", "error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Script:
     after: int = 0
     times: float = 1
     retry_after: str = ""
+    message: str = ""
     prefill: bool = True
     tool: str = ""
     cut: bool = False

@@ -94,7 +94,7 @@ async def test_options_and_messages_reach_the_server_as_they_are(model: Model, s
 async def test_an_option_cannot_turn_streaming_or_usage_off(model: Model, server: ModelServer) -> None:
     options = {"stream": False, "stream_options": {"include_usage": False, "include_obfuscation": False}}
 
-    await read(model, asking("hi [tokens=1]", **options))
+    await read(model, asking("hi [tokens=1]", options=options))
 
     assert server.requests[-1]["stream"] is True
     assert server.requests[-1]["stream_options"] == {"include_usage": True, "include_obfuscation": False}
@@ -151,5 +151,3 @@ async def test_one_connection_serves_one_answer_after_the_other(model: Model, se
         await read(model, asking(f"question {number} [tokens=2 pace=0]"))
 
     assert server.connections == 1
-
-

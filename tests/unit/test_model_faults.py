@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -157,15 +158,6 @@ async def test_after_a_break_the_answer_can_be_continued(model: Model) -> None:
     assert text_of(before) + text_of(rest) == "".join(expected_answer(question))
 
 
-async def test_errors_hold_no_line_breaks(model: Model, server: ModelServer) -> None:
-    """They go into logs and server-sent events."""
-    server.fail_next("503", message="one\ntwo\r\nthree")
-
-    error, _ = await failure(model, "hi")
-
-    assert "\n" not in str(error)
-
-
 @pytest.mark.parametrize(
     ("question", "result"),
     [
@@ -180,10 +172,8 @@ async def test_every_request_is_counted_by_what_becomes_of_it(model: Model, ques
         return REGISTRY.get_sample_value("headrace_model_requests_total", {"result": result}) or 0
 
     before = counted()
-    try:
+    with suppress(ChatError):
         await read(model, asking(question))
-    except ChatError:
-        pass
 
     assert counted() == before + 1
     assert REGISTRY.get_sample_value("headrace_model_requests_open") == 0

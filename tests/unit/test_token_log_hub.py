@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from adapters.logged_turn import LoggedTurn
 from adapters.token_hub import TokenHub
+from adapters.token_tail import Read
 from domain.errors import LogUnavailable
 from domain.tokens import Token, text_of
 from tests.support.memory_log import MemoryLog, MemoryTail
@@ -236,6 +237,55 @@ async def test_a_turn_that_was_forgotten_is_read_back_whole() -> None:
     assert (await held(desk, "t", 0, 0)).text == "w1 w2 w3 "
     assert desk.log.reads == 1
     await desk.hub.close()
+
+
+async def test_a_turn_that_nobody_reads_any_more_is_forgotten() -> None:
+    desk = Desk(keep_turn=60)
+    await desk.hub.own({0})
+    desk.log.write(0, *whole("t", 2))
+    desk.tail.advance()
+    first = await held(desk, "t", 0, 0)
+    assert await held(desk, "t", 0, 0) is first
+
+    desk.later(61)
+
+    again = await held(desk, "t", 0, 0)
+    assert again is not first
+    assert again.pieces == first.pieces
+    await desk.hub.close()
+
+
+async def test_an_old_turn_is_read_back_to_its_end_and_no_further(desk: Desk) -> None:
+    desk.log.write(0, *whole("t", 2))
+    for _ in range(50):
+        desk.log.write(0, *whole("other", 2))
+
+    assert (await held(desk, "t", 0, 0)).fold.ended
+    assert desk.log.shown == 1
+
+
+async def test_what_was_read_before_a_partition_was_left_does_not_come_twice() -> None:
+    desk = Desk(keep_partition=0)
+    await held(desk, "t", 0, 0)
+    desk.later(1)
+    desk.log.write(0, claim("t"), *words("t", 1, 1))
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.hub.take([Read(0, 0, [claim("other")])])
+
+        async with desk.hub.attach("other", 0, 1) as other:
+            assert other.pieces == []
+        assert turn.text == "w1 "
+    await desk.hub.close()
+
+
+async def test_the_owner_alone_reports_a_record_that_is_no_frame(desk: Desk) -> None:
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 1, 0) as turn:
+        desk.hub.take([Read(0, 0, [], b"!", "not a frame"), Read(1, 0, [], b"?", "not a frame")])
+        desk.hub.take([Read(1, 1, [claim("t")])])
+
+        assert turn.fold.next == 1
+    assert desk.bad == [(0, 0, b"!", "not a frame")]
 
 
 async def test_forgetting_one_turn_costs_its_neighbours_nothing() -> None:

@@ -31,6 +31,7 @@ export class Sidebar {
   #leaving = new Map();
   #current = "";
   #hasMore = false;
+  #loaded = false;
   #narrow = matchMedia("(max-width: 48rem)");
 
   /**
@@ -65,6 +66,7 @@ export class Sidebar {
       if (!more) this.#listed.clear();
       for (const info of data) this.#take(info);
       this.#hasMore = hasMore;
+      this.#loaded = true;
       byId("list-problem").hidden = true;
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) return;
@@ -123,7 +125,7 @@ export class Sidebar {
     if (list.querySelector("form")) return; // a rename is being typed
     const groups = byDay(this.#conversations);
     list.replaceChildren(...[...groups].map(([day, infos]) => this.#group(day, infos)));
-    byId("list-empty").hidden = groups.size > 0 || !byId("list-problem").hidden;
+    byId("list-empty").hidden = groups.size > 0 || !this.#loaded;
     byId("list-more").hidden = !this.#hasMore;
     if (focused) /** @type {HTMLElement | null} */ (list.querySelector(`[data-id="${CSS.escape(focused)}"] .title`))?.focus();
   }

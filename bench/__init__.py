@@ -1,0 +1,1 @@
+"""What Headrace costs and how fast it is, each measured beside something plain, in one interleaved run."""

@@ -1,0 +1,23 @@
+"""All measurements, one after the other: ``make bench``. Flags go to the first, see ``python -m bench --help``."""
+
+import asyncio
+import os
+
+from bench import first_token, model_decode, token_path
+
+
+async def main() -> None:
+    """Run and print."""
+    arguments = token_path.parser().parse_args()
+    if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        raise SystemExit("Set KAFKA_BOOTSTRAP_SERVERS to a Kafka that serves nobody else.")
+    print("Tokens through the whole path beside a plain proxy")
+    await token_path.main(arguments)
+    print("\nFrom question to first token")
+    await first_token.main(first_token.parser().parse_args(["--warm-up", "5"]))
+    print("\nDecoding the model's stream")
+    await model_decode.main()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,74 @@
+"""From the question to the first token, through the whole path beside a plain proxy, one question after the other.
+
+    KAFKA_BOOTSTRAP_SERVERS=… python -m bench.first_token [--questions 200] [--beside 0,50] [--warm-up 60]
+
+The model server answers at once, so this is what we add: the question into Kafka and out again, the claim, the
+prompt, the request to the model, the first frame. ``beside`` so many streams are running on the same worker.
+"""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Sequence
+from statistics import quantiles
+
+from bench.load import Load, Reader
+from bench.machine import Place, running, worker
+from bench.token_path import PACE, warm_up
+
+
+async def time_to_first_token(place: Place, number: int) -> float:
+    """Ask one question; return the milliseconds until its first token came."""
+    reader = Reader(f"question {number} [stamp=1 tokens=3 pace=0]", place.url)
+    await reader.start()
+    async with asyncio.timeout(30):
+        await reader.ended.wait()
+    if not reader.came:
+        raise RuntimeError(f"no token came; the server said {reader.status.decode()}")
+    return 1000 * (reader.came[0] - reader.asked_at)
+
+
+async def compare(places: Sequence[Place], questions: int) -> dict[str, list[float]]:
+    """Ask all places in turn; return the times of each."""
+    times: dict[str, list[float]] = {place.name: [] for place in places}
+    for number in range(questions):
+        for place in places:
+            times[place.name].append(await time_to_first_token(place, number))
+    return times
+
+
+def table(beside: int, times: dict[str, list[float]]) -> str:
+    """Return the figures, and how much longer the worker takes."""
+    lines = []
+    for name, taken in times.items():
+        cuts = quantiles(taken, n=100)
+        lines.append(f"{beside:6d}  {name:7s} {cuts[49]:8.2f} ms {cuts[98]:8.2f} ms")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--questions", type=int, default=200)
+    options.add_argument("--beside", type=lambda text: [int(part) for part in text.split(",")], default=[0, 50])
+    options.add_argument("--warm-up", type=float, default=60.0, help="seconds of load before the first figure")
+    return options
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    """Run and print."""
+    bootstrap = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
+    with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
+        async with worker(bootstrap, model.url) as tested:
+            await warm_up(tested, arguments.warm_up)
+            print("beside  place    first p50   first p99", flush=True)
+            for beside in arguments.beside:
+                # Long enough for all questions; closed when they are done.
+                load = Load(tested.url, beside, pace=PACE, seconds=600)
+                await load.start()
+                print(table(beside, await compare([proxy, tested], arguments.questions)), flush=True)
+                load.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(parser().parse_args()))

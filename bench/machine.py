@@ -1,0 +1,103 @@
+"""The processes of a measurement, and what each of them costs."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import psutil
+from confluent_kafka.admin import AdminClient
+
+from tests.support.worker import Worker
+
+ROOT = Path(__file__).parents[1]
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Something that answers chat completions at ``url``, in the process ``pid``."""
+
+    name: str
+    url: str
+    pid: int
+
+
+@contextmanager
+def running(name: str, *command: str) -> Iterator[Place]:
+    """Run one of our modules that prints where it listens, and end it afterwards."""
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("listening on "):
+            raise RuntimeError(f"{' '.join(command)} did not start")
+        yield Place(name, line.removeprefix("listening on ").strip(), process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@asynccontextmanager
+async def worker(bootstrap: str, model_url: str, **environ: str) -> AsyncIterator[Place]:
+    """Run a worker with topics of its own, which are deleted afterwards."""
+    prefix = f"bench-{uuid4().hex[:8]}."
+    variables = {
+        "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
+        "OPENAI_BASE_URL": model_url,
+        "HEADRACE_AUTH": "dev",
+        "HEADRACE_TOPIC_PREFIX": prefix,
+        "HEADRACE_GROUP": prefix.rstrip("."),
+        "HEADRACE_ANSWER_TOKENS": "1000000",
+        "HEADRACE_TURN_SECONDS": "3600",
+        **environ,
+    }
+    with TemporaryDirectory() as folder:
+        process = Worker(Path(folder), variables)
+        try:
+            await process.start()
+            yield Place("worker", f"{process.url}/v1", process.pid)
+        finally:
+            await process.stop()
+            await asyncio.to_thread(delete_topics, bootstrap, prefix)
+
+
+def delete_topics(bootstrap: str, prefix: str) -> None:
+    """Delete all topics whose names begin like this, so that a hundred runs leave nothing behind."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(prefix)]
+    for deleted in admin.delete_topics(names).values() if names else ():
+        deleted.result(30)
+
+
+def broker_pid(bootstrap: str) -> int | None:
+    """Return the process that listens at the broker's port, None if it is on another machine."""
+    port = int(bootstrap.rpartition(":")[2])
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+            return connection.pid
+    return None
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Return the CPU time that a process has used, with all its threads."""
+    if pid is None:
+        return float("nan")
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def counter(url: str, name: str) -> float:
+    """Return a counter of a worker's /metrics."""
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+        text = answer.read().decode()
+    found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else float("nan")

@@ -1,0 +1,133 @@
+"""Tokens through the whole path (shown only when Kafka has them) beside a plain proxy, in one interleaved run.
+
+    KAFKA_BOOTSTRAP_SERVERS=… python -m bench.token_path [--streams 1,10,50,200] [--seconds 10] [--warm-up 60]
+
+A token's added time is from the model server's write to the reader's read. CPU is that of the whole process over
+the measured seconds (the broker's too, so let it serve nobody else), by the tokens that came in them. A fresh JVM
+is three times slower than a warm one, which is what the warm-up is for.
+"""
+
+import argparse
+import asyncio
+import os
+from dataclasses import dataclass
+from statistics import median
+from time import monotonic
+
+from bench.load import Load
+from bench.machine import Place, broker_pid, counter, cpu_seconds, running, worker
+
+PACE = 50.0
+SETTLE = 1.0
+TAIL = 0.5
+"""Seconds after the last stream has begun before figures are taken, and what streams go on for afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One place under one load. Times in ms, CPU in microseconds a token."""
+
+    streams: int
+    place: str
+    p50: float
+    p99: float
+    cpu: float
+    broker: float
+    frame: float
+
+
+async def measure(place: Place, broker: int | None, streams: int, seconds: float) -> Row:
+    """Return what it costs to serve so many streams."""
+    load = Load(place.url, streams, pace=PACE, seconds=SETTLE + seconds + TAIL)
+    through_kafka = place.name == "worker"
+    await load.start()
+    await asyncio.sleep(SETTLE)
+    before = snapshot(place, broker if through_kafka else None, through_kafka=through_kafka)
+    since = monotonic()
+    await asyncio.sleep(seconds)
+    until = monotonic()
+    after = snapshot(place, broker if through_kafka else None, through_kafka=through_kafka)
+    await load.end()
+    heard = load.heard(since, until)
+    cpu, broker_cpu, tokens, frames = (late - early for late, early in zip(after, before, strict=True))
+    return Row(
+        streams,
+        place.name,
+        heard.quantile(0.5),
+        heard.quantile(0.99),
+        1e6 * cpu / heard.tokens,
+        1e6 * broker_cpu / heard.tokens,
+        tokens / frames if frames else float("nan"),
+    )
+
+
+def snapshot(place: Place, broker: int | None, *, through_kafka: bool) -> tuple[float, float, float, float]:
+    """Return CPU seconds of the place and the broker, and the tokens and frames that it logged."""
+    names = ("headrace_tokens_logged_total", "headrace_frames_total") if through_kafka else ()
+    tokens, frames = [counter(place.url, name) for name in names] or (float("nan"), float("nan"))
+    return cpu_seconds(place.pid), cpu_seconds(broker), tokens, frames
+
+
+async def warm_up(place: Place, seconds: float) -> None:
+    """Let the broker's JVM compile what it will need."""
+    load = Load(place.url, 50, pace=PACE, seconds=seconds)
+    await load.start()
+    await load.end(within=seconds + 30)
+
+
+async def compare(places: list[Place], broker: int | None, arguments: argparse.Namespace) -> list[Row]:
+    """Measure all places under all loads, in turn, several times; return the medians."""
+    rows = []
+    for streams in arguments.streams:
+        rounds: list[list[Row]] = []
+        for number in range(arguments.rounds):
+            # The order turns round each time, so that a machine that slows down or heats up favours nobody.
+            order = places if number % 2 == 0 else places[::-1]
+            rounds.append([await measure(place, broker, streams, arguments.seconds) for place in order])
+        rows += [middle([row for turn in rounds for row in turn if row.place == place.name]) for place in places]
+    return rows
+
+
+def middle(rows: list[Row]) -> Row:
+    """Return the median of each figure."""
+    fields = ("p50", "p99", "cpu", "broker", "frame")
+    return Row(rows[0].streams, rows[0].place, *(median(getattr(row, name) for row in rows) for name in fields))
+
+
+def table(rows: list[Row]) -> str:
+    """Return the figures, and those of the worker as ratios to the proxy's."""
+    lines = ["streams  place    added p50   added p99   CPU/token  x proxy  broker/token  tokens/frame"]
+    proxies = {row.streams: row for row in rows if row.place == "proxy"}
+    for row in rows:
+        ratio = row.cpu / proxies[row.streams].cpu if proxies[row.streams].cpu else float("nan")
+        lines.append(
+            f"{row.streams:7d}  {row.place:7s} {row.p50:8.2f} ms {row.p99:8.2f} ms {row.cpu:8.1f} us"
+            f" {ratio:7.2f}x {row.broker:10.1f} us {row.frame:13.1f}".replace("nan us", " -   ").replace("nan", "  -")
+        )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of both benchmarks."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument(
+        "--streams", type=lambda text: [int(part) for part in text.split(",")], default=[1, 10, 50, 200]
+    )
+    options.add_argument("--seconds", type=float, default=10.0, help="measured, for each place, load and round")
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--warm-up", type=float, default=60.0, help="seconds of load before the first figure")
+    return options
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    """Run and print."""
+    bootstrap = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
+    with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
+        async with worker(bootstrap, model.url) as tested:
+            await warm_up(tested, arguments.warm_up)
+            rows = await compare([proxy, tested], await asyncio.to_thread(broker_pid, bootstrap), arguments)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(parser().parse_args()))
