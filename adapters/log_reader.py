@@ -182,7 +182,8 @@ class LogReader:
         try:
             for record in self._records(consumer, start, cancelled):
                 offset = record.offset() or 0
-                if offset >= stop or visit(record) or offset == stop - 1:
+                # A start beyond the end makes librdkafka begin at the first record; nothing there was asked for.
+                if not start.offset <= offset < stop or visit(record) or offset == stop - 1:
                     return
         finally:
             consumer.unassign()

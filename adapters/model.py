@@ -166,9 +166,7 @@ class Counted:
 
 
 @asynccontextmanager
-async def open_model(
-    settings: Settings, *, clock: Callable[[], float] = time.monotonic
-) -> AsyncGenerator[Model, None]:
+async def open_model(settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> AsyncGenerator[Model, None]:
     """Open the model server that the settings name. Connects to nothing until something is asked."""
     connect = settings.model_connect_seconds
     async with AsyncOpenAI(

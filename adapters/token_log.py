@@ -5,7 +5,7 @@ has been acknowledged by Kafka and no higher epoch stands before it: a crash can
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -44,11 +44,14 @@ class TokenLog:
         """Hold a turn, complete and growing; see `TokenHub.attach`."""
         return self._hub.attach(turn_id, partition, since)
 
-    async def read(self, turn_id: str, partition: int, since: int, after: int = -1) -> AsyncIterator[list[Token]]:
+    async def read(
+        self, turn_id: str, partition: int, since: int, after: int = -1
+    ) -> AsyncGenerator[list[Token], None]:
         """Yield the pieces numbered above ``after``, each time all that there are; finish after the end piece.
 
         ``since`` as for `attach`. Raises `Expired` where the log has deleted the turn, and `LogUnavailable`
-        where Kafka does not answer; then ask again with ``after`` the last piece that came.
+        where Kafka does not answer; then ask again with ``after`` the last piece that came. Whoever stops early
+        wraps it in `contextlib.aclosing`, so that the turn is let go at once.
         """
         seen = after + 1
         ended = False

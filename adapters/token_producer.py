@@ -171,6 +171,8 @@ class TokenProducer:
 
     async def close(self) -> None:
         """Send what is pending and give Kafka half a second for it. What it has not taken then is lost."""
+        if self._closed:
+            return
         for lane in self._lanes.values():
             self._send(lane)
         self._closed = True

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
@@ -15,7 +16,7 @@ from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected
 from domain.generation import Delta, Generation, Usage
 from domain.ids import place_of
 from domain.resume import Overlap
-from domain.tokens import Token, next_epoch, text_of
+from domain.tokens import Kind, Token, TurnInLog, next_epoch, text_of
 from domain.turns import End, Failure, Outcome, Start, Timings
 from streams.app import app, now_ms
 from streams.records import Question, Turn
@@ -85,7 +86,7 @@ class Answer:
     worker has read its own claim back, and goes on from the text and the number that the fold then has.
     """
 
-    def __init__(self, job: Job, logged: Any) -> None:
+    def __init__(self, job: Job, logged: TurnInLog) -> None:
         self.job = job
         self.question = job.question
         self.logged = logged
@@ -119,10 +120,12 @@ class Answer:
             if self.job.stopping.is_set() or await self.speak(await self.messages()):
                 await self.end("stopped" if self.job.stopping.is_set() else "completed")
         except BadRequest as error:
+            metrics.model_requests.labels("refused").inc()
             await self.end("failed", error=Failure(str(error), error.code))
         except LogUnavailable as error:  # what the log has of it counts, and the rest is written again
             log.warning("tokens were not logged", turn_id=self.question.turn_id, reason=str(error))
         except ModelBusy as error:
+            metrics.model_requests.labels("busy").inc()
             return error
         return None
 
@@ -160,8 +163,11 @@ class Answer:
         generating = asyncio.create_task(self.generate(messages))
         stopping = asyncio.create_task(self.job.stopping.wait())
         try:
-            await asyncio.wait((generating, stopping), return_when=asyncio.FIRST_COMPLETED)
-            return generating.result() if generating.done() else True
+            with metrics.model_requests_open.track_inprogress():
+                await asyncio.wait((generating, stopping), return_when=asyncio.FIRST_COMPLETED)
+            ended = generating.result() if generating.done() else True
+            metrics.model_requests.labels("completed" if generating.done() else "cancelled").inc()
+            return ended
         finally:
             stopping.cancel()
             if generating.cancel():
@@ -173,14 +179,15 @@ class Answer:
         so_far = self.logged.text
         overlap = Overlap(so_far) if so_far and app.settings.model_resume == "auto" else None
         request = Generation(self.model, prompt.continued(messages, so_far), self.options())
-        async for deltas in app.services.model.stream(request):
-            for delta in deltas:
-                self.take(delta, overlap)
-            if fold.epoch != self.epoch:
-                return False
-            await token_log.room(partition)
-            if self.overdue():
-                raise ModelBusy(f"no end after {app.settings.turn_seconds:.0f} s")
+        async with aclosing(app.services.model.stream(request)) as stream:
+            async for deltas in stream:
+                for delta in deltas:
+                    self.take(delta, overlap)
+                if fold.epoch != self.epoch:
+                    return False
+                await token_log.room(partition)
+                if self.overdue():
+                    raise ModelBusy(f"no end after {app.settings.turn_seconds:.0f} s")
         if overlap is not None:
             self.append("token", overlap.close())
         return True
@@ -196,7 +203,7 @@ class Answer:
         if delta.usage:
             self.usage = delta.usage
 
-    def append(self, kind: Any, text: str) -> None:
+    def append(self, kind: Kind, text: str) -> None:
         """Put a piece into the next frame."""
         if text:
             if not self.first_token_ms:
@@ -212,7 +219,7 @@ class Answer:
         usage = self.usage if self.usage.output_tokens else Usage(self.usage.input_tokens, max(self.seq - 1, 0))
         await self.put("end", self.seq, _json(End(outcome, self.model, self.finish, usage, timings, error)))
 
-    async def put(self, kind: Any, seq: int, text: str) -> None:
+    async def put(self, kind: Kind, seq: int, text: str) -> None:
         """Write a record by itself, and wait until this worker has read it back."""
         token_log, partition = app.services.token_log, self.job.partition
         offset = await token_log.put(partition, Token(self.question.turn_id, self.epoch, seq, kind, text))
@@ -248,7 +255,7 @@ def messages_for(question: Question) -> list[Mapping[str, Any]]:
     return prompt.for_conversation(INSTRUCTIONS, path, question.input, budget=app.settings.context_tokens)
 
 
-async def close(question: Question, logged: Any) -> None:
+async def close(question: Question, logged: TurnInLog) -> None:
     """Publish the finished turn, and wait until its conversation has it: the next question needs it there."""
     remembered = conversations.expect(question.turn_id)
     try:
@@ -273,7 +280,7 @@ def count(turn: Turn) -> None:
         metrics.time_to_first_token.observe(turn.timings.first_token_ms / 1000)
 
 
-def finished(question: Question, logged: Any) -> Turn:
+def finished(question: Question, logged: TurnInLog) -> Turn:
     """Return the turn's record from what the log says; after a crash as before it."""
     start = msgspec.json.decode(logged.pieces[0].text, type=Start)
     end = msgspec.json.decode(logged.pieces[-1].text, type=End)

@@ -14,7 +14,7 @@ async def main() -> None:
     print("Tokens through the whole path beside a plain proxy")
     await token_path.main(arguments)
     print("\nFrom question to first token")
-    await first_token.main(first_token.parser().parse_args(["--warm-up", "5"]))
+    await first_token.main(first_token.parser().parse_args(["--warm-up", "5", "--route", arguments.route]))
     print("\nDecoding the model's stream")
     await model_decode.main()
 

@@ -12,14 +12,14 @@ import os
 from collections.abc import Sequence
 from statistics import quantiles
 
-from bench.load import Load, Reader
-from bench.machine import Place, running, worker
-from bench.token_path import PACE, warm_up
+from bench.load import Load, Question, Reader, questions_for
+from bench.machine import Place, described, running, worker
+from bench.token_path import PACE, numbers, warm_up
 
 
-async def time_to_first_token(place: Place, number: int) -> float:
+async def time_to_first_token(question: Question) -> float:
     """Ask one question; return the milliseconds until its first token came."""
-    reader = Reader(f"question {number} [stamp=1 tokens=3 pace=0]", place.url)
+    reader = Reader(question)
     await reader.start()
     async with asyncio.timeout(30):
         await reader.ended.wait()
@@ -30,15 +30,17 @@ async def time_to_first_token(place: Place, number: int) -> float:
 
 async def compare(places: Sequence[Place], questions: int) -> dict[str, list[float]]:
     """Ask all places in turn; return the times of each."""
-    times: dict[str, list[float]] = {place.name: [] for place in places}
+    texts = [f"question {number} [stamp=1 tokens=3 pace=0]" for number in range(questions)]
+    asked = {place.name: await questions_for(place, texts) for place in places}
+    times: dict[str, list[float]] = {name: [] for name in asked}
     for number in range(questions):
-        for place in places:
-            times[place.name].append(await time_to_first_token(place, number))
+        for name, each in asked.items():
+            times[name].append(await time_to_first_token(each[number]))
     return times
 
 
 def table(beside: int, times: dict[str, list[float]]) -> str:
-    """Return the figures, and how much longer the worker takes."""
+    """Return the figures."""
     lines = []
     for name, taken in times.items():
         cuts = quantiles(taken, n=100)
@@ -50,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--questions", type=int, default=200)
-    options.add_argument("--beside", type=lambda text: [int(part) for part in text.split(",")], default=[0, 50])
+    options.add_argument("--beside", type=numbers, default=[0, 50], help="how many streams run meanwhile, e.g. 0,50")
+    options.add_argument("--route", choices=["native", "openai"], default="native", help="how the worker is asked")
     options.add_argument("--warm-up", type=float, default=60.0, help="seconds of load before the first figure")
     return options
 
@@ -59,12 +62,13 @@ async def main(arguments: argparse.Namespace) -> None:
     """Run and print."""
     bootstrap = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
     with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
-        async with worker(bootstrap, model.url) as tested:
+        async with worker(bootstrap, model.url, native=arguments.route == "native") as tested:
             await warm_up(tested, arguments.warm_up)
+            print(f"{described()}; route {arguments.route}, {arguments.questions} questions")
             print("beside  place    first p50   first p99", flush=True)
             for beside in arguments.beside:
                 # Long enough for all questions; closed when they are done.
-                load = Load(tested.url, beside, pace=PACE, seconds=600)
+                load = Load(tested, beside, pace=PACE, seconds=600)
                 await load.start()
                 print(table(beside, await compare([proxy, tested], arguments.questions)), flush=True)
                 load.close()

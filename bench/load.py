@@ -1,4 +1,4 @@
-"""Many streams at once against one URL, and how long each token was under way.
+"""Many streams at once from one place, and how long each token was under way.
 
 The scripted model server writes into each token when it wrote it (``stamp=1``), by the clock that all processes
 of a machine share. This side has to be much cheaper than what it measures, so it parses neither HTTP nor JSON:
@@ -9,23 +9,60 @@ import asyncio
 import json
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from urllib.parse import urlsplit
+
+import aiohttp
+
+from bench.machine import Place
 
 STAMP = re.compile(rb" t=(\d+\.\d{6})")
 LONGEST = 24
 """Bytes of an unfinished stamp that are kept for the next read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is posted to get one stream."""
+
+    url: str
+    body: Mapping[str, object]
+
+    def request(self) -> bytes:
+        """Return the HTTP request."""
+        at, body = urlsplit(self.url), json.dumps(self.body).encode()
+        head = (
+            f"POST {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: close\r\nAccept: text/event-stream\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+async def questions_for(place: Place, texts: Sequence[str]) -> list[Question]:
+    """Return how these questions are put here; on the native route each in a conversation of its own."""
+    if not place.native:
+        url = f"{place.url}/chat/completions"
+        return [
+            Question(url, {"model": "scripted", "stream": True, "messages": [{"role": "user", "content": text}]})
+            for text in texts
+        ]
+    questions = []
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+        for text in texts:
+            async with session.post(f"{place.url}/conversations", json={}) as answer:
+                conversation = (await answer.json())["id"]
+            questions.append(Question(f"{place.url}/conversations/{conversation}/turns", {"input": text}))
+    return questions
+
+
 @dataclass(eq=False)
 class Reader(asyncio.Protocol):
     """One stream: asks its question, and notes for every token when it was sent and when it came."""
 
-    question: str
-    url: str
+    question: Question
     sent: "array[float]" = field(default_factory=lambda: array("d"))
     came: "array[float]" = field(default_factory=lambda: array("d"))
     asked_at: float = 0.0
@@ -37,22 +74,15 @@ class Reader(asyncio.Protocol):
 
     async def start(self) -> None:
         """Connect and ask."""
-        at = urlsplit(self.url)
+        at = urlsplit(self.question.url)
         await asyncio.get_running_loop().create_connection(lambda: self, at.hostname or "127.0.0.1", at.port or 80)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        at = urlsplit(self.url)
-        messages = [{"role": "user", "content": self.question}]
-        body = json.dumps({"model": "scripted", "stream": True, "messages": messages}).encode()
-        head = (
-            f"POST {at.path}/chat/completions HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
         self.asked_at = monotonic()
-        transport.write(head.encode() + body)
+        transport.write(self.question.request())
 
     def data_received(self, data: bytes) -> None:
         """Note the stamps that came."""
@@ -96,18 +126,20 @@ class Heard:
 
 
 class Load:
-    """Streams of one pace against one URL, begun one after the other so that their tokens do not come in step."""
+    """Streams of one pace, begun one after the other so that their tokens do not come in step."""
 
-    def __init__(self, url: str, streams: int, *, pace: float, seconds: float) -> None:
-        self._gap = 1 / pace / 7 if streams < 7 else 1.0 / streams
+    def __init__(self, place: Place, streams: int, *, pace: float, seconds: float) -> None:
+        self._place = place
+        # The golden section of the time between two tokens: however many streams, they lie evenly within it.
+        self._gap = 0.618 / pace
         tokens = int(pace * (seconds + self._gap * streams))
-        self.readers = [
-            Reader(f"stream {number} [stamp=1 tokens={tokens} pace={pace:g}]", url) for number in range(streams)
-        ]
+        self._texts = [f"stream {number} [stamp=1 tokens={tokens} pace={pace:g}]" for number in range(streams)]
+        self.readers: list[Reader] = []
         self.tokens = tokens * streams
 
     async def start(self) -> None:
         """Begin all streams; returns when each of them has its first token, or has ended without."""
+        self.readers = [Reader(question) for question in await questions_for(self._place, self._texts)]
         for reader in self.readers:
             await reader.start()
             await asyncio.sleep(self._gap)

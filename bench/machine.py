@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -24,11 +25,22 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Something that answers chat completions at ``url``, in the process ``pid``."""
+    """Something that answers at ``url``, in the process ``pid``: chat completions, or our native route."""
 
     name: str
     url: str
     pid: int
+    native: bool = False
+
+
+def described() -> str:
+    """Return what figures were taken on: they compare with others of the same machine only."""
+    info = Path("/proc/cpuinfo")
+    models = (
+        re.findall(r"^model name\s*: (.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
+    )
+    name = models[0] if models else platform.machine()
+    return f"{os.cpu_count()} x {name}, {platform.system()}, Python {platform.python_version()}"
 
 
 @contextmanager
@@ -47,7 +59,7 @@ def running(name: str, *command: str) -> Iterator[Place]:
 
 
 @asynccontextmanager
-async def worker(bootstrap: str, model_url: str, **environ: str) -> AsyncIterator[Place]:
+async def worker(bootstrap: str, model_url: str, *, native: bool) -> AsyncIterator[Place]:
     """Run a worker with topics of its own, which are deleted afterwards."""
     prefix = f"bench-{uuid4().hex[:8]}."
     variables = {
@@ -58,13 +70,12 @@ async def worker(bootstrap: str, model_url: str, **environ: str) -> AsyncIterato
         "HEADRACE_GROUP": prefix.rstrip("."),
         "HEADRACE_ANSWER_TOKENS": "1000000",
         "HEADRACE_TURN_SECONDS": "3600",
-        **environ,
     }
     with TemporaryDirectory() as folder:
         process = Worker(Path(folder), variables)
         try:
             await process.start()
-            yield Place("worker", f"{process.url}/v1", process.pid)
+            yield Place("worker", f"{process.url}/v1", process.pid, native)
         finally:
             await process.stop()
             await asyncio.to_thread(delete_topics, bootstrap, prefix)

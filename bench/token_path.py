@@ -2,9 +2,10 @@
 
     KAFKA_BOOTSTRAP_SERVERS=… python -m bench.token_path [--streams 1,10,50,200] [--seconds 10] [--warm-up 60]
 
-A token's added time is from the model server's write to the reader's read. CPU is that of the whole process over
-the measured seconds (the broker's too, so let it serve nobody else), by the tokens that came in them. A fresh JVM
-is three times slower than a warm one, which is what the warm-up is for.
+The worker is asked as its own page asks: a turn in a conversation, answered with its events; with ``--route openai``
+by chat completions, as the proxy. A token's added time is from the model server's write to the reader's read. CPU is
+that of the whole process over the measured seconds (the broker's too, so let it serve nobody else), by the tokens that
+came in them. A fresh JVM is three times slower than a warm one, which is what the warm-up is for.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from statistics import median
 from time import monotonic
 
 from bench.load import Load
-from bench.machine import Place, broker_pid, counter, cpu_seconds, running, worker
+from bench.machine import Place, broker_pid, counter, cpu_seconds, described, running, worker
 
 PACE = 50.0
 SETTLE = 1.0
@@ -38,7 +39,7 @@ class Row:
 
 async def measure(place: Place, broker: int | None, streams: int, seconds: float) -> Row:
     """Return what it costs to serve so many streams."""
-    load = Load(place.url, streams, pace=PACE, seconds=SETTLE + seconds + TAIL)
+    load = Load(place, streams, pace=PACE, seconds=SETTLE + seconds + TAIL)
     through_kafka = place.name == "worker"
     await load.start()
     await asyncio.sleep(SETTLE)
@@ -70,7 +71,7 @@ def snapshot(place: Place, broker: int | None, *, through_kafka: bool) -> tuple[
 
 async def warm_up(place: Place, seconds: float) -> None:
     """Let the broker's JVM compile what it will need."""
-    load = Load(place.url, 50, pace=PACE, seconds=seconds)
+    load = Load(place, 50, pace=PACE, seconds=seconds)
     await load.start()
     await load.end(within=seconds + 30)
 
@@ -107,12 +108,17 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def numbers(text: str) -> list[int]:
+    """Return the numbers of a list such as 1,10,50."""
+    return [int(part) for part in text.split(",")]
+
+
 def parser() -> argparse.ArgumentParser:
-    """Return the command line of both benchmarks."""
+    """Return the command line."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument(
-        "--streams", type=lambda text: [int(part) for part in text.split(",")], default=[1, 10, 50, 200]
-    )
+    options.add_argument("--streams", type=numbers, default=[1, 10, 50, 200], help="how many at once, e.g. 1,50")
+    options.add_argument("--route", choices=["native", "openai"], default="native", help="how the worker is asked")
+    options.add_argument("--broker-pid", type=int, help="found by its port, if it runs on this machine")
     options.add_argument("--seconds", type=float, default=10.0, help="measured, for each place, load and round")
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--warm-up", type=float, default=60.0, help="seconds of load before the first figure")
@@ -123,9 +129,14 @@ async def main(arguments: argparse.Namespace) -> None:
     """Run and print."""
     bootstrap = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
     with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
-        async with worker(bootstrap, model.url) as tested:
+        async with worker(bootstrap, model.url, native=arguments.route == "native") as tested:
             await warm_up(tested, arguments.warm_up)
-            rows = await compare([proxy, tested], await asyncio.to_thread(broker_pid, bootstrap), arguments)
+            broker = arguments.broker_pid or await asyncio.to_thread(broker_pid, bootstrap)
+            rows = await compare([proxy, tested], broker, arguments)
+    print(
+        f"{described()}; route {arguments.route}, {PACE:g} tokens/s a stream, {arguments.rounds} rounds of"
+        f" {arguments.seconds:g} s"
+    )
     print(table(rows))
 
 

@@ -107,10 +107,6 @@ frame_ack = _histogram(
     "How long does Kafka take to acknowledge a frame? What a reader sees is at least this old.",
     _ACKNOWLEDGED,
 )
-tail_lag = _gauge(
-    "headrace_tail_lag_records",
-    "How many records of the token topic has this worker's tail still to read? Readers see nothing newer.",
-)
 fenced_records = _counter(
     "headrace_fenced_records_total",
     "How many records of the token topic did not count, being of an older epoch or out of place? A few follow every"
@@ -136,7 +132,7 @@ log_reads = _counter(
 model_requests = _counter(
     "headrace_model_requests_total",
     "What becomes of requests to the model server?",
-    result="completed, busy, refused, broken, cancelled",
+    result="completed, busy (also: broke off), refused, cancelled (stopped by the user)",
 )
 model_requests_open = _gauge(
     "headrace_model_requests_open",

@@ -164,7 +164,10 @@ def up(folder: Path, port: int, progress: Progress, interrupts: Interrupts) -> N
             run.start()
             progress.say(welcome(run.worker, folder, time.monotonic() - began))
             run.watch()
-        except (Interrupted, ServiceFailed):
+        except ServiceFailed as error:
+            progress.say(f"\n{error}\n")
+            raise
+        except Interrupted:
             progress.say()
             raise
         finally:
@@ -217,12 +220,10 @@ def main() -> int:
         except Interrupted:
             progress.say("\nStopped. `make up` finds everything again.")
             return 0
-        except CannotStart as error:
+        except (CannotStart, FileNotFoundError) as error:
             progress.say(f"\nHeadrace cannot start: {error}")
-        except FileNotFoundError as error:
-            progress.say(f"\nHeadrace cannot start: {error}")
-        except ServiceFailed as error:
-            progress.say(f"\n{error}\n\nThe logs are in {relative(options.folder.resolve())}/logs/")
+        except ServiceFailed:
+            progress.say(f"\nHeadrace has stopped. The logs are in {relative(options.folder.resolve())}/logs/")
         return 1
 
 

@@ -5,8 +5,8 @@ that epoch and the next number. Everything else (a paused worker that woke up, a
 acknowledgement, what follows a hole) is dropped, by everyone alike. So no two readers can disagree.
 """
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["claim", "token", "tool", "end"]
 
@@ -66,6 +66,22 @@ class Fold:
             return None
         self.next = 1
         return token
+
+
+class TurnInLog(Protocol):
+    """A turn as far as this worker has read the log; grows as the log does.
+
+    ``pieces[i].seq == i``. ``cut``: the reading lost its place, and what is here will not grow any more.
+    """
+
+    @property
+    def fold(self) -> Fold: ...  # noqa: D102
+    @property
+    def pieces(self) -> Sequence[Token]: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def cut(self) -> bool: ...  # noqa: D102
 
 
 def next_epoch(generation: int, highest: int) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from socket import gethostname
-from time import time
+from time import monotonic, time
 from typing import Any, Final, NoReturn, cast
 
 import aiohttp.web
@@ -70,6 +70,7 @@ class ChatApp(faust.App):
         self.runner = TurnRunner(self, limit=chat_settings.turns_in_work)
         self._register_web: list[OnWeb] = []
         self._open = False
+        self._rebalancing_since = monotonic()
         super().__init__(chat_settings.group, **options)
         metrics.turns_in_work.set_function(lambda: len(self.runner))
         self.on_partitions_assigned.connect(cast("Any", self._follow_assignment), weak=False)  # Faust's signal types
@@ -221,6 +222,16 @@ class ChatApp(faust.App):
     def listen_on(self) -> str:
         """Return the address to listen on: ``--web-bind``, else only that of ``--web-host``. Faust's choice is all."""
         return str(self.conf.web_bind or self.conf.web_host)
+
+    def on_rebalance_start(self) -> None:
+        """Note when conversations become unavailable."""
+        self._rebalancing_since = monotonic()
+        super().on_rebalance_start()
+
+    def on_rebalance_end(self) -> None:
+        """Note how long conversations were unavailable: Faust calls this once the tables are back."""
+        super().on_rebalance_end()
+        metrics.recovery.observe(monotonic() - self._rebalancing_since)
 
     def _check_address(self) -> None:
         if self.settings.auth == "dev" and self.conf.web_enabled and not is_loopback(self.listen_on):

@@ -1,11 +1,13 @@
 """Requests in, answers out, as JSON: what is wrong with a body is said by field and limit."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from web.errors import ApiError, bad_input
 from web.site import SITE
@@ -15,6 +17,7 @@ B = TypeVar("B", bound=msgspec.Struct)
 BODY: Final = web.RequestKey("body", bytes)
 AT: Final = re.compile(r" - at `\$\.?(?P<where>.*)`$")
 MISSING: Final = re.compile(r"Object missing required field `(?P<field>.*?)`")
+BODY_SECONDS: Final = 30.0
 MAX_METADATA_KEYS: Final = 16
 MAX_METADATA_BYTES: Final = 8192
 
@@ -34,16 +37,35 @@ async def raw(request: web.Request) -> bytes:
     limit = request.app[SITE].chat.settings.max_body_bytes
     if (request.content_length or 0) > limit:
         raise too_large(limit)
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise too_large(limit)
+    body = await _read(request.content, limit)
     if body and not _is_json(request.content_type):
-        message = f"The body must be JSON, with Content-Type: application/json, not {request.content_type[:100]}."
+        message = f"The body must be JSON, with Content-Type: application/json, not {request.content_type[:100]!r}."
         raise ApiError(415, "unsupported_media_type", message)
-    request[BODY] = bytes(body)
-    return request[BODY]
+    request[BODY] = body
+    return body
+
+
+async def _read(content: StreamReader, limit: int) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in content.iter_any():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large(limit)
+    except TimeoutError as error:
+        message = f"The body did not come within {BODY_SECONDS:.0f} s."
+        raise ApiError(408, "body_too_slow", message, headers={"Connection": "close"}) from error
+    except (HttpProcessingError, web.RequestPayloadError) as error:
+        # Broken chunks, or not compressed as it says.
+        raise bad_input(None, f"The body cannot be read: {error}.", "invalid_body") from error
+    return bytes(body)
+
+
+async def go_on(request: web.Request) -> None:
+    """Tell a client that waits for it to send its body. Other expectations may be passed over (RFC 9110, 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _is_json(content_type: str) -> bool:

@@ -130,11 +130,16 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if error.status < 400:
             raise
         outside = told(request, error)
-    except Exception as error:  # noqa: BLE001 - nothing may reach a client in another shape
+    except Exception as error:
+        if isinstance(error, ConnectionError) and request.transport is None:
+            raise  # nobody is there to be told; aiohttp takes it as that
         outside = told(request, error)
-    return web.Response(
+    response = web.Response(
         status=outside.status,
         body=error_object(outside, request),
         headers=outside.headers,
         content_type="application/json",
     )
+    if outside.headers.get("Connection") == "close":
+        response.force_close()
+    return response

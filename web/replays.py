@@ -16,7 +16,8 @@ from web.errors import ApiError, bad_input
 R = TypeVar("R")
 
 DAY: Final = 86_400.0
-MAX_KEYS: Final = 20_000
+MAX_BYTES: Final = 64 << 20
+BYTES_PER_KEY: Final = 1000  # besides the body, which the draft holds
 MAX_KEY_LENGTH: Final = 255
 
 
@@ -48,7 +49,7 @@ class Replays:
     """The keys that were used of late."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._replays: Cache[Replay] = Cache(MAX_KEYS, DAY, clock)
+        self._replays: Cache[Replay] = Cache(MAX_BYTES, DAY, clock)
 
     async def once(
         self, key: str, body: bytes, draft: Callable[[], Awaitable[R]], commit: Callable[[R], Awaitable[object]]
@@ -60,7 +61,7 @@ class Replays:
         replay = self._replays.get(key)
         if replay is None:
             replay = Replay(fingerprint)
-            self._replays.put(key, replay)
+            self._replays.put(key, replay, BYTES_PER_KEY + len(body))
         if replay.fingerprint != fingerprint:
             message = "This Idempotency-Key was used with another request. Use a new key for a new request."
             raise ApiError(409, "idempotency_key_reused", message, param="Idempotency-Key")

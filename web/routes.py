@@ -19,6 +19,7 @@ from web import (
     turns,
 )
 from web.auth import guard_dev, identified
+from web.bodies import go_on
 from web.errors import answer_errors
 from web.openai_shapes import ChatCompletion, ChatCompletionRequest, ModelList, ModelObject
 from web.openapi import OPENAPI, Parameter, Route
@@ -292,9 +293,9 @@ def set_up(application: web.Application, chat: Chat, conversations_table: Conver
     for route in ROUTES:
         handler = route.handler if route.is_open else identified(route.handler)
         if route.method == "GET" and not route.streams:
-            application.router.add_get(route.path, handler)  # answers HEAD too
+            application.router.add_get(route.path, handler, expect_handler=go_on)  # answers HEAD too
         else:
-            application.router.add_route(route.method, route.path, handler)
+            application.router.add_route(route.method, route.path, handler, expect_handler=go_on)
 
 
 app.on_web(register)

@@ -28,18 +28,19 @@ SECURITY: Final[Mapping[str, str]] = {
 
 
 def request_id_of(request: web.Request) -> str:
-    """Return the id under which a request is known to its client and in our logs."""
+    """Return the id under which a request is known: the client's own if it is sane, else a new one."""
+    if REQUEST_ID not in request:
+        own = request.headers.get("X-Request-Id", "")
+        request[REQUEST_ID] = own if SANE.fullmatch(own) else uuid4().hex
     return request[REQUEST_ID]
 
 
 @web.middleware
 async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id: the client's own if it is sane, else a new one."""
-    own = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = own if SANE.fullmatch(own) else uuid4().hex
+    """Put the request's id into its logs, and note when it began."""
     request[BEGAN] = monotonic()
     # aiohttp runs each request in a task of its own, so this reaches the logs of this request alone.
-    structlog.contextvars.bind_contextvars(request_id=request[REQUEST_ID])
+    structlog.contextvars.bind_contextvars(request_id=request_id_of(request))
     return await handler(request)
 
 
@@ -49,8 +50,9 @@ async def on_headers(request: web.Request, response: web.StreamResponse) -> None
         response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers["Server"] = "headrace"  # aiohttp would name its version, and Python's
-    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    response.headers["X-Request-Id"] = request_id_of(request)
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else metrics.OTHER
     metrics.http_requests.labels(route=route, status=str(response.status)).inc()
-    metrics.http_request_duration.labels(route=route).observe(monotonic() - request[BEGAN])
+    if BEGAN in request:  # it is not where aiohttp itself refused the request
+        metrics.http_request_duration.labels(route=route).observe(monotonic() - request[BEGAN])

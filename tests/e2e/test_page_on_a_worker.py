@@ -15,14 +15,14 @@ from tests.support.services import Services
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-ENDLESS = "How does a word get here? [tokens=5000 pace=100]"
+ENDLESS = "How does a word get here? [tokens=5000 pace=50]"
 
 
 async def test_an_answer_through_a_worker_survives_ten_lost_connections_and_a_reload(
     browser: Browser, services: Services, start_worker: StartWorker
 ) -> None:
     async with ModelServer() as model, await browser.new_context() as context:
-        worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+        worker = await start_worker(services, OPENAI_BASE_URL=model.base_url, HEADRACE_ANSWER_TOKENS="5000")
         async with CutLine.to(worker.port) as line:
             page = await context.new_page()
             await page.goto(line.url)

@@ -38,9 +38,7 @@ class MemoryLog:
             raise LogUnavailable("the memory log is down")
         return {partition: len(self.frames[partition]) for partition in partitions}
 
-    async def scan(
-        self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Message], bool]
-    ) -> None:
+    async def scan(self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Message], bool]) -> None:
         self.reads += 1
         await self.open.wait()
         if self.down:

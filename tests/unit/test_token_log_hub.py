@@ -1,7 +1,7 @@
 """Whoever attaches to a turn, whenever and as often as they like, sees what stands in the log, all of it and once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from hypothesis import given
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from adapters.logged_turn import LoggedTurn
 from adapters.token_hub import TokenHub
-from adapters.token_tail import Read
+from adapters.token_tail import Batch, Read
 from domain.errors import LogUnavailable
-from domain.tokens import Token, text_of
+from domain.tokens import Fold, Token
 from tests.support.memory_log import MemoryLog, MemoryTail
-from tests.support.turns import claim, end, whole, words
+from tests.support.turns import claim, whole, words
 
 FAR = 1e9
 
@@ -24,17 +24,21 @@ class Desk:
     def __init__(self, *, keep_turn: float = FAR, keep_partition: float = FAR, max_tokens: int = 1000) -> None:
         self.log = MemoryLog()
         self.bad: list[tuple[int, int, bytes, str]] = []
-        tails: list[MemoryTail] = []
+        self.tail: MemoryTail
+
+        def open_tail(on_batch: Callable[[Batch], None]) -> MemoryTail:
+            self.tail = MemoryTail(self.log, on_batch)
+            return self.tail
+
         self.hub = TokenHub(
             "tokens",
             self.log,
-            lambda on_batch: tails.append(MemoryTail(self.log, on_batch)) or tails[0],
+            open_tail,
             on_bad_frame=lambda *what: self.bad.append(what),
             keep_turn=keep_turn,
             keep_partition=keep_partition,
             max_tokens=max_tokens,
         )
-        self.tail = tails[0]
 
     def later(self, seconds: float) -> None:
         """Sweep as if this much time had passed."""
@@ -264,6 +268,15 @@ async def test_an_old_turn_is_read_back_to_its_end_and_no_further(desk: Desk) ->
     assert desk.log.shown == 1
 
 
+async def test_a_turn_whose_beginning_was_deleted_is_known_to_be_expired(desk: Desk) -> None:
+    desk.log.write(0, *whole("t", 2))
+    desk.log.write(0, *whole("kept", 2))
+    desk.log.beginning[0] = 1
+
+    assert (await held(desk, "t", 0, 0)).expired
+    assert not (await held(desk, "kept", 0, 1)).expired
+
+
 async def test_what_was_read_before_a_partition_was_left_does_not_come_twice() -> None:
     desk = Desk(keep_partition=0)
     await held(desk, "t", 0, 0)
@@ -386,78 +399,91 @@ async def test_a_reader_that_gives_up_waiting_leaves_nothing_behind(desk: Desk) 
         await waiting
 
 
-# What a script may do: a worker writes, the tail moves, a reader comes or goes, the hub forgets, partitions move.
-moves = st.lists(
-    st.tuples(
-        st.sampled_from(["write", "write", "claim", "zombie", "advance", "attach", "detach", "sweep", "own", "disown", "cut"]),
-        st.integers(0, 3),
-    ),
-    max_size=60,
-)
+class Play:
+    """One partition with a few turns. Each method is a move of somebody; ``which`` says who."""
 
+    def __init__(self) -> None:
+        self.desk = Desk(keep_turn=0, keep_partition=0, max_tokens=5)
+        self.turns = ["a", "b", "c", "d"]
+        self.epochs = dict.fromkeys(self.turns, 0)
+        self.readers: list[asyncio.Task[None]] = []
+        self.seen: list[LoggedTurn] = []
 
-@given(moves)
-def test_every_reader_sees_the_log_whatever_happens_around_it(script: list[tuple[str, int]]) -> None:
-    asyncio.run(play(script))
+    def claim(self, which: int) -> None:
+        turn_id = self.turns[which]
+        self.epochs[turn_id] += 1
+        self.desk.log.write(0, claim(turn_id, self.epochs[turn_id]))
 
+    def write(self, which: int, behind: int = 0) -> None:
+        turn_id = self.turns[which]
+        seq = len(self.folded(turn_id))
+        self.desk.log.write(0, *words(turn_id, seq, seq, self.epochs[turn_id] - behind), *words("a", 1, 1, 0))
 
-async def play(script: list[tuple[str, int]]) -> None:
-    desk = Desk(keep_turn=0, keep_partition=0, max_tokens=5)
-    turns = ["a", "b", "c", "d"]
-    epoch = dict.fromkeys(turns, 0)
-    readers: list[asyncio.Task[None]] = []
-    seen: list[tuple[str, LoggedTurn]] = []
+    def zombie(self, which: int) -> None:
+        self.write(which, behind=1)
 
-    async def read(turn_id: str) -> None:
-        async with desk.hub.attach(turn_id, 0, 0) as turn:
-            seen.append((turn_id, turn))
+    def advance(self, which: int) -> None:
+        self.desk.tail.advance(which + 1)
+
+    def attach(self, which: int) -> None:
+        self.readers.append(asyncio.create_task(self.read(self.turns[which])))
+
+    def detach(self, which: int) -> None:
+        if self.readers:
+            self.readers.pop(which % len(self.readers)).cancel()
+
+    def sweep(self, which: int) -> None:
+        self.desk.later(which)
+
+    async def own(self, which: int) -> None:
+        await self.desk.hub.own({0} if which else set())
+
+    def cut(self, _: int) -> None:
+        if self.desk.hub.position(0) is not None:
+            self.desk.tail.lose(0)
+
+    async def read(self, turn_id: str) -> None:
+        async with self.desk.hub.attach(turn_id, 0, 0) as turn:
+            self.seen.append(turn)
             await asyncio.Event().wait()
 
-    def folded(turn_id: str) -> list[Token]:
-        state = LoggedTurn(turn_id, 0, 0)
-        for frame in desk.log.frames[0]:
-            for token in frame:
-                if token.turn_id == turn_id:
-                    state.take(token)
-        state.begin(state.fold, [])
-        return state.pieces
+    def folded(self, turn_id: str) -> list[Token]:
+        """Return what the log says, folded without a hub."""
+        fold = Fold()
+        tokens = (token for frame in self.desk.log.frames[0] for token in frame)
+        return [token for token in tokens if token.turn_id == turn_id and fold.feed(token) is not None]
 
-    for move, which in script:
-        turn_id = turns[which]
-        if move == "claim":
-            epoch[turn_id] += 1
-            desk.log.write(0, claim(turn_id, epoch[turn_id]))
-        elif move in {"write", "zombie"}:
-            seq = len(folded(turn_id))
-            writer = epoch[turn_id] - (move == "zombie")
-            desk.log.write(0, *words(turn_id, seq, seq, writer), *words("a", 1, 1, 0))
-        elif move == "advance":
-            desk.tail.advance(which + 1)
-        elif move == "attach":
-            readers.append(asyncio.create_task(read(turn_id)))
-        elif move == "detach" and readers:
-            readers.pop(which % len(readers)).cancel()
-        elif move == "sweep":
-            desk.later(1)
-        elif move in {"own", "disown"}:
-            owning = asyncio.create_task(desk.hub.own({0} if move == "own" else set()))
-            await settled()
-            assert owning.done()
-        elif move == "cut" and desk.hub.position(0) is not None:
-            desk.tail.lose(0)
-        if which % 2:
-            await settled()
+    async def close(self) -> None:
+        for reader in self.readers:
+            reader.cancel()
+        await asyncio.gather(*self.readers, return_exceptions=True)
+        await self.desk.hub.close()
 
-    for turn_id in turns:
-        readers.append(asyncio.create_task(read(turn_id)))
-    await settled()
-    desk.tail.advance()
-    attached = [(turn_id, turn) for turn_id, turn in seen if turn.readers and not turn.cut]
-    assert {turn_id for turn_id, _ in attached} == set(turns)
-    for turn_id, turn in attached:
-        assert turn.pieces == folded(turn_id)
-        assert text_of(turn.pieces) == turn.text
-    for reader in readers:
-        reader.cancel()
-    await asyncio.gather(*readers, return_exceptions=True)
-    await desk.hub.close()
+
+moves = ["write", "write", "write", "claim", "zombie", "advance", "attach", "attach", "detach", "sweep", "own", "cut"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(moves), st.integers(0, 3), st.booleans()), max_size=60))
+def test_every_reader_sees_the_log_whatever_happens_around_it(script: list[tuple[str, int, bool]]) -> None:
+    """A worker writes, the tail moves, readers come and go, the hub forgets, partitions and places are lost."""
+
+    async def run() -> None:
+        play = Play()
+        for move, which, pause in script:
+            made = getattr(play, move)(which)
+            if made is not None:
+                await made
+            if pause:
+                await settled()
+        for which in range(4):
+            play.attach(which)
+        await settled()
+        play.desk.tail.advance()
+
+        held = [turn for turn in play.seen if turn.readers and not turn.cut]
+        assert {turn.turn_id for turn in held} == set(play.turns)
+        for turn in held:
+            assert turn.pieces == play.folded(turn.turn_id)
+        await play.close()
+
+    asyncio.run(run())

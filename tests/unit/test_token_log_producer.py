@@ -124,8 +124,9 @@ async def test_a_model_is_held_back_while_too_much_is_unacknowledged(
 
 @pytest.fixture
 async def impatient(kafka: MockKafka) -> AsyncIterator[TokenProducer]:
-    """A producer that gives up after a second, to a broker that has just gone."""
-    producer = TokenProducer(kafka.bootstrap, TOPIC, frame_ms=5, delivery_seconds=1)
+    """A producer that soon gives up, to a broker that has just gone."""
+    # Its first record waits up to a second until the broker has given it a producer id.
+    producer = TokenProducer(kafka.bootstrap, TOPIC, frame_ms=5, delivery_seconds=2)
     await producer.put(0, claim("t"))
     kafka.die()
     yield producer
