@@ -8,12 +8,11 @@ prompt, the request to the model, the first frame. ``beside`` so many streams ar
 
 import argparse
 import asyncio
-import os
 from collections.abc import Sequence
 from statistics import quantiles
 
 from bench.load import Load, Question, Reader, questions_for
-from bench.machine import Place, described, running, worker
+from bench.machine import Place, described, kafka, running, worker
 from bench.token_path import PACE, numbers, warm_up
 
 
@@ -60,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Run and print."""
-    bootstrap = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
+    bootstrap = kafka()
     with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
         async with worker(bootstrap, model.url, native=arguments.route == "native") as tested:
             await warm_up(tested, arguments.warm_up)

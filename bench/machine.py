@@ -33,6 +33,13 @@ class Place:
     native: bool = False
 
 
+def kafka() -> str:
+    """Return the brokers to measure on, or end the process with what is missing."""
+    if given := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        return given
+    raise SystemExit("Set KAFKA_BOOTSTRAP_SERVERS to a Kafka that serves nobody else.")
+
+
 def described() -> str:
     """Return what figures were taken on: they compare with others of the same machine only."""
     info = Path("/proc/cpuinfo")

@@ -10,13 +10,12 @@ came in them. A fresh JVM is three times slower than a warm one, which is what t
 
 import argparse
 import asyncio
-import os
 from dataclasses import dataclass
 from statistics import median
 from time import monotonic
 
 from bench.load import Load
-from bench.machine import Place, broker_pid, counter, cpu_seconds, described, running, worker
+from bench.machine import Place, broker_pid, counter, cpu_seconds, described, kafka, running, worker
 
 PACE = 50.0
 SETTLE = 1.0
@@ -127,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Run and print."""
-    bootstrap = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
+    bootstrap = kafka()
     with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
         async with worker(bootstrap, model.url, native=arguments.route == "native") as tested:
             await warm_up(tested, arguments.warm_up)

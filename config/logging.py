@@ -30,8 +30,9 @@ Format = Literal["auto", "json", "text"]
 ECS_VERSION: Final = "8.11.0"
 SERVICE: Final = "headrace"
 
-# A broker's outage makes aiokafka log a thousand errors in twelve seconds, all of them the same few.
-FLOODING: Final = ("aiokafka",)
+# An outage of a broker makes aiokafka log a thousand errors in twelve seconds, all of them the same few; aiohttp logs
+# one with its traceback for every request that is not HTTP.
+FLOODING: Final = ("aiohttp", "aiokafka")
 FLOOD_ALLOWS: Final = 3
 FLOOD_SECONDS: Final = 10.0
 

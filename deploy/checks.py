@@ -59,11 +59,14 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def lock(folder: Path, *, patience: float = LAST_RUN_SECONDS) -> IO[str]:
+def lock(
+    folder: Path, *, patience: float = LAST_RUN_SECONDS, meanwhile: Callable[[], object] = lambda: None
+) -> IO[str]:
     """Return the folder's lock, held until it is closed here and in every process that inherited it.
 
     The services inherit it. So where the last run was killed, we wait until they have saved their data and
-    ended. Raises `CannotStart` if another `make up` lives, or they do not end within ``patience`` seconds.
+    ended, and call ``meanwhile`` many times a second. Raises `CannotStart` if another `make up` lives, or if they do
+    not end within ``patience`` seconds.
     """
     file = (folder / "lock").open("a+")
     deadline = time.monotonic() + patience
@@ -80,6 +83,7 @@ def lock(folder: Path, *, patience: float = LAST_RUN_SECONDS) -> IO[str]:
                 f"the last `make up` (process {holder}) was killed, and something that it started still uses {folder}."
                 f" `fuser {file.name}` tells which; end it."
             )
+        meanwhile()
         time.sleep(0.05)
     file.seek(0)
     file.truncate()

@@ -3,7 +3,7 @@
 import signal
 import time
 from types import FrameType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_WISH_SECONDS: Final = 0.5
@@ -19,17 +19,17 @@ class Interrupts:
     def __init__(self) -> None:
         self.count = 0
         self._last = float("-inf")
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Listen for them."""
-        for signum in SIGNALS:
-            signal.signal(signum, self._note)
+        self._handlers = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ignore them: all that is left to do is to end."""
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
+        """Let them do again what they did before."""
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
 
     def check(self) -> None:
         """Raise `Interrupted` if there was one."""

@@ -28,7 +28,7 @@ class Service(ABC):
     whoever started it decides the order. ``folder`` gets data/NAME and logs/NAME.log.
     """
 
-    name: ClassVar[str]
+    name: str
     title: str
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_seconds: ClassVar[float] = 10.0

@@ -8,17 +8,19 @@ one worker, and watches over them. What is checked first is in `checks`, the ser
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from deploy.checks import CHECKS, CannotStart, check_disk, check_port, check_writable, lock, shown
 from deploy.embedded import Broker, Embedded, Part
 from deploy.interrupts import Interrupted, Interrupts
-from deploy.progress import Progress
+from deploy.progress import Progress, Step
 from deploy.service import PROJECT, Service, ServiceFailed, check_alive, wait_ready
 from deploy.worker import Worker
 
@@ -35,89 +37,78 @@ BACK_OFF_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 HEALTHY_SECONDS: Final = 120.0
 """A worker that lived this long did not die of its start."""
 HURRIED_SECONDS: Final = 2.0
+WATCH_SECONDS: Final = 0.2
+
+
+def keep_showing(step: Step, interrupts: Interrupts) -> Callable[[], None]:
+    """Return what to call while a step goes on; it raises `Interrupted`."""
+
+    def meanwhile() -> None:
+        step.tick()
+        interrupts.check()
+
+    return meanwhile
 
 
 class Run:
-    """One run: what was started, in which order, and how it ends."""
+    """One run: starts services and then their worker, watches over them, and stops them."""
 
     def __init__(
-        self,
-        folder: Path,
-        port: int,
-        *,
-        only: frozenset[Part],
-        inherit: int,
-        progress: Progress,
-        interrupts: Interrupts,
+        self, services: Sequence[Service], worker: Service, *, inherit: int, progress: Progress, interrupts: Interrupts
     ) -> None:
-        self._services = Embedded(folder, only=only).services
-        self._environ = {name: value for service in self._services for name, value in service.environ.items()}
-        self.worker = Worker(folder, port, self._environ)
+        self._services = services
+        self._worker = worker
         self._inherit = inherit
         self._progress = progress
         self._interrupts = interrupts
-        self._addresses = folder / "services.env"
-        self._broker = next((service for service in self._services if isinstance(service, Broker)), None)
-        self._saved = folder / "data" / "broker.saved"
 
     def start(self) -> None:
         """Start the services side by side, then the worker; raises `ServiceFailed` and `Interrupted`."""
-        self._forget_tables_of_a_lost_log()
         for service in self._services:
             service.start([self._inherit])
         for service in self._services:
             self._wait_ready(service)
-        self._addresses.write_text("".join(f"{name}={value}\n" for name, value in self._environ.items()))
-        self.worker.start([self._inherit])
-        self._wait_ready(self.worker)
+        self._worker.start([self._inherit])
+        self._wait_ready(self._worker)
 
     def watch(self) -> None:
         """Stay until something ends: raises `Interrupted`, or `ServiceFailed` when nothing can be done about it."""
         deaths = 0
         while True:
-            self._interrupts.wait(0.2)
+            self._interrupts.wait(WATCH_SECONDS)
             for service in self._services:
                 check_alive(service)
-            if self.worker.running:
+            if self._worker.running:
                 continue
-            if time.monotonic() - self.worker.started_at > HEALTHY_SECONDS:
+            if time.monotonic() - self._worker.started_at > HEALTHY_SECONDS:
                 deaths = 0
             if deaths == len(BACK_OFF_SECONDS):
-                check_alive(self.worker)
+                check_alive(self._worker)
             self._revive_worker(BACK_OFF_SECONDS[deaths])
             deaths += 1
 
     def stop(self) -> None:
         """Stop what runs: the worker first, because it still has something to tell the others. A Ctrl-C hastens it."""
         asked = self._interrupts.count
-        for service in (self.worker, *reversed(self._services)):
+        for service in (self._worker, *reversed(self._services)):
             if service.running:
                 with self._progress.step(f"Stopping {service.title}") as step:
                     self._stop(service, lambda: self._interrupts.count > asked, step.tick)
-        if self._broker is not None and self._broker.exit_code == 0:
-            self._saved.touch()
 
     def _wait_ready(self, service: Service) -> None:
         with self._progress.step(service.title, since=service.started_at) as step:
-
-            def meanwhile() -> None:
-                self._interrupts.check()
-                step.tick()
-
-            wait_ready(service, START_SECONDS, meanwhile, every=0.1)
+            wait_ready(service, START_SECONDS, keep_showing(step, self._interrupts), every=0.1)
 
     def _revive_worker(self, pause: float) -> None:
         """Start the worker again. What it was answering goes on, because the log has it."""
-        lines = self.worker.last_lines(5)
-        self._progress.say(
-            f"\nThe worker {self.worker.how_it_ended()}, and is started again in {pause:.0f} s.\n{lines}"
-        )
+        how, lines = self._worker.how_it_ended(), self._worker.last_lines(5)
+        self._progress.say(f"\nThe worker {how}, and is started again in {pause:.0f} s. Its log ends:\n{lines}\n")
         self._interrupts.wait(pause)
-        self.worker.start([self._inherit])
+        self._worker.start([self._inherit])
         try:
-            self._wait_ready(self.worker)
+            self._wait_ready(self._worker)
         except ServiceFailed:
-            self.worker.kill()
+            self._worker.kill()
 
     def _stop(self, service: Service, hurried: Callable[[], bool], tick: Callable[[], None]) -> None:
         began = time.monotonic()
@@ -128,50 +119,69 @@ class Run:
             tick()
             time.sleep(0.02)
 
-    def _forget_tables_of_a_lost_log(self) -> None:
-        """Remove the worker's tables unless the embedded broker has saved everything when it ended.
-
-        If it was killed, up to a second of the log is gone, and tables that have seen that second would not fit it.
-        They are made anew from the log.
-        """
-        if self._broker is None or "kafka" not in self._broker.ports:
-            return
-        if self._saved.exists():
-            self._saved.unlink()
-        else:
-            shutil.rmtree(self.worker.data, ignore_errors=True)
-
 
 def up(folder: Path, port: int, progress: Progress, interrupts: Interrupts) -> None:
-    """Check, start, watch, and stop what was started; raises why it ended."""
+    """Check, then run until something ends it, which is what this raises."""
     began = time.monotonic()
     given = {part: os.environ[name] for part, name in VARIABLES.items() if os.environ.get(name)}
     progress.say(f"Headrace starts on this machine. Data and logs are in {relative(folder)}/\n")
-    with progress.step("Disk, port and folder"):
+    with progress.step("Folder and disk") as step:
         check_writable(folder)
         check_disk(folder)
-        held = lock(folder)
-        check_port(port)
+        held = lock(folder, meanwhile=keep_showing(step, interrupts))
     with held:
+        with progress.step(f"Port {port}"):
+            check_port(port)
         for part, value in given.items():
             with progress.step(f"Given: {VARIABLES[part]}") as step:
                 step.note = shown(value)
                 CHECKS[VARIABLES[part]](value)
         keep_logs_of_last_run(folder)
-        only = frozenset(VARIABLES.keys() - given.keys())
-        run = Run(folder, port, only=only, inherit=held.fileno(), progress=progress, interrupts=interrupts)
-        try:
-            run.start()
-            progress.say(welcome(run.worker, folder, time.monotonic() - began))
-            run.watch()
-        except ServiceFailed as error:
-            progress.say(f"\n{error}\n")
-            raise
-        except Interrupted:
-            progress.say()
-            raise
-        finally:
-            run.stop()
+        embedded = Embedded(folder, only=VARIABLES.keys() - given.keys())
+        worker = Worker(folder, port, embedded.environ)
+        write_addresses(folder, embedded.environ)
+        run = Run(embedded.services, worker, inherit=held.fileno(), progress=progress, interrupts=interrupts)
+        with tables_that_fit(worker, embedded):
+            try:
+                run.start()
+                progress.say(welcome(worker, folder, time.monotonic() - began))
+                run.watch()
+            except ServiceFailed as error:
+                progress.say(f"\n{error}\n")
+                raise
+            except Interrupted:
+                progress.say()
+                raise
+            finally:
+                run.stop()
+
+
+@contextmanager
+def tables_that_fit(worker: Worker, embedded: Embedded) -> Iterator[None]:
+    """Remove the worker's tables unless the embedded broker had saved everything when it last ended.
+
+    If it was killed, up to a second of its log is gone, and tables that have seen that second do not fit it any
+    more. They are made anew from the log.
+    """
+    broker = next((each for each in embedded.services if isinstance(each, Broker) and "kafka" in each.ports), None)
+    if broker is None:
+        yield
+        return
+    saved = broker.data.with_name("broker.saved")
+    if not saved.exists():
+        shutil.rmtree(worker.data, ignore_errors=True)
+    saved.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        if broker.exit_code == 0:
+            saved.touch()
+
+
+def write_addresses(folder: Path, environ: Mapping[str, str]) -> None:
+    """Leave what leads to the services that we start, for psql, curl or a second worker."""
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in environ.items()]
+    (folder / "services.env").write_text("".join(lines))
 
 
 def welcome(worker: Worker, folder: Path, took: float) -> str:

@@ -18,7 +18,8 @@ from faust.types import FutureMessage
 
 from domain.conversation import last_that_fit, parent_of_next, title_from
 from domain.errors import LogUnavailable, NotOwner, Rejected
-from domain.turns import Outcome
+from domain.generation import Usage
+from domain.turns import Failure, Outcome, Timings
 from streams.app import app
 from streams.records import Control, Question, Turn
 
@@ -43,6 +44,9 @@ class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     model: str
     asked_at: int
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    error: Failure | None = None
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,6 +253,9 @@ def _keep(turn: Turn) -> KeptTurn:
         outcome=turn.outcome,
         model=turn.model,
         asked_at=turn.asked_at,
+        usage=turn.usage,
+        timings=turn.timings,
+        error=turn.error,
     )
 
 

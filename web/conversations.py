@@ -182,6 +182,9 @@ def _kept(turn: "KeptTurn") -> TurnInConversation:
         answer=turn.answer,
         created_at=rfc3339(turn.asked_at),
         parent=turn.parent or None,
+        usage=turn.usage,
+        timings=turn.timings,
+        error=turn.error,
     )
 
 
@@ -194,6 +197,9 @@ async def _in_work(site: Site, question: Question) -> TurnInConversation:
         model=(end.model if end else "") or question.model,
         status=progress.status,
         outcome=end.outcome if end else None,
+        usage=end.usage if end else None,
+        timings=end.timings if end else None,
+        error=end.error if end else None,
         answer=progress.answer,
         created_at=rfc3339(place_of_turn(question.turn_id).milliseconds),
         beside=question.beside or None,

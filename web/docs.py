@@ -25,12 +25,22 @@ details { border: 1px solid var(--line); border-radius: .5rem; margin: .5rem 0; 
 details[open] { padding-bottom: .9rem; }
 summary { cursor: pointer; padding: .55rem 0; }
 summary .does { opacity: .75; }
-.method { display: inline-block; font-weight: 700; min-width: 4.2rem; }
+.method { display: inline-block; font-weight: 700; min-width: 4.8rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { border-top: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
 .open { background: var(--soft); border-radius: 1rem; font-size: .8em; padding: .1rem .6rem; }
 :target { outline: 2px solid; outline-offset: .3rem; }
 """
+
+LIMITS: Final = {
+    "format": "{}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {}",
+    "maxItems": "at most {}",
+    "minimum": "from {}",
+    "maximum": "to {}",
+}
 
 _HASH: Final = b64encode(sha256(STYLE.encode()).digest()).decode()
 POLICY: Final = (
@@ -70,7 +80,8 @@ def page(document: Document) -> str:
 
 def _operation(path: str, method: str, operation: Document) -> str:
     opened = '<span class="open">no key</span>' if operation.get("security") == [] else ""
-    parts = [_parameters(operation.get("parameters", []))]
+    parts = [f"<p>{_prose(operation['description'])}</p>"] if "description" in operation else []
+    parts.append(_parameters(operation.get("parameters", [])))
     if "requestBody" in operation:
         parts.append(f"<p>Takes {_content(operation['requestBody']['content'])}.</p>")
     for status, response in operation["responses"].items():
@@ -108,9 +119,10 @@ def _schema(name: str, schema: Document) -> str:
         for field, kind in schema.get("properties", {}).items()
     )
     return (
-        f'<details id="{escape(name)}"><summary><span class="path">{escape(name)}</span>'
+        f'<details><summary><span class="path">{escape(name)}</span>'
         f' <span class="does">{_prose(schema.get("description", ""))}</span></summary>'
-        f"<table><tr><th>Field</th><th>Type</th><th></th></tr>{rows}</table></details>"
+        # The anchor is inside, so that following a link to it opens the details.
+        f'<table id="{escape(name)}"><tr><th>Field</th><th>Type</th><th></th></tr>{rows}</table></details>'
     )
 
 
@@ -126,19 +138,8 @@ def _type(schema: Document) -> str:
     kind = escape(str(schema.get("type", "anything")))
     if kind == "array":
         kind = f"array of {_type(schema.get('items', {}))}"
-    limits = [f"{words} {schema[key]}" for key, words in LIMITS.items() if key in schema]
+    limits = [words.format(schema[key]) for key, words in LIMITS.items() if key in schema]
     return f"{kind} ({', '.join(limits)})" if limits else kind
-
-
-LIMITS: Final = {
-    "format": "format",
-    "minLength": "at least",
-    "maxLength": "characters at most",
-    "minItems": "at least",
-    "maxItems": "at most",
-    "minimum": "from",
-    "maximum": "to",
-}
 
 
 def _value(value: Any) -> str:
@@ -147,5 +148,5 @@ def _value(value: Any) -> str:
 
 def _prose(text: str) -> str:
     """Return text with its `code` marked."""
-    parts = escape(" ".join(text.split())).split("`")
+    parts = escape(" ".join(text.split())).replace("``", "`").split("`")
     return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))

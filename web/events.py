@@ -16,7 +16,7 @@ from web.questions import question_of
 from web.site import SITE
 from web.sse import Ending
 
-OPENING: Final = b"retry: 1000\n\n"  # ms until a browser comes back after a break
+OPENING: Final = b"retry: 300\n\n"  # ms until a browser comes back after a break
 COME_BACK: Final = b"retry: 200\n\n"  # at shutdown: others are ready to go on
 EVENT_NUMBER: Final = re.compile(r"-1|[0-9]{1,9}")
 END_EVENTS: Final = {

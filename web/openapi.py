@@ -31,7 +31,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One line of the contract, and the handler that keeps it.
+    """One line of the contract, and the handler that keeps it. ``more`` is for those who read on.
 
     ``takes`` and ``gives`` are the bodies; ``streams`` says that the answer is, or at the client's wish can be,
     an event stream; ``is_open`` that no key is needed.
@@ -42,6 +42,7 @@ class Route:
     handler: Handler
     does: str
     group: str
+    more: str = ""
     takes: type | None = None
     gives: type | None = None
     gives_text: str | None = None
@@ -100,6 +101,8 @@ def _operation(route: Route, refs: dict[type, Document]) -> Document:
         "responses": {str(route.status): _response(route, refs), "default": {"$ref": "#/components/responses/Error"}},
     }
     parameters = [*_path_parameters(route.path), *(_parameter(parameter) for parameter in route.parameters)]
+    if route.more:
+        operation["description"] = route.more
     if parameters:
         operation["parameters"] = parameters
     if route.takes is not None:

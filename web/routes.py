@@ -142,7 +142,14 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/turns/{turn_id}/events",
         handler=events.events,
-        does="Follow a turn, live or long after its end. 204 where the reader has everything already.",
+        does="Follow a turn, live or long after its end.",
+        more="Server-sent events. `id` is the event's number within the turn, from 0, without gaps and the same"
+        " for every reader; `data` is one line of JSON."
+        " `turn.started` `{turn_id, conversation_id, model}`, `token` `{text}`,"
+        " `turn.tool_calls` `{tool_calls}`; then one end: `turn.completed` and `turn.stopped`"
+        " `{outcome, model, finish, usage, timings}`, `turn.failed` `{outcome, error}`, `turn.handed_over`"
+        " `{outcome, reason}`. Comments come in silence, and `retry: 200` when the worker shuts down: come back with"
+        " `Last-Event-ID`. 204 where the reader has everything, 410 where Kafka has deleted the events.",
         streams=True,
         parameters=(LAST_EVENT_ID, STARTING_AFTER),
     ),

@@ -126,6 +126,9 @@ class TurnInConversation(Struct, frozen=True, kw_only=True):
     parent: str | None = None
     beside: str | None = None
     outcome: Outcome | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: Failure | None = None
     last_event_id: int | None = None
 
 

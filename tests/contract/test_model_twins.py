@@ -1,6 +1,8 @@
 """The scripted model server and the real llama.cpp keep the same promises, so tests on the one mean something."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -11,6 +13,7 @@ import openai
 import pytest
 
 from adapters.model import Model, open_model
+from deploy import tether
 from deploy.embedded import free_port
 from domain.errors import BadRequest
 from domain.generation import Generation
@@ -35,7 +38,9 @@ def base_url(request: pytest.FixtureRequest) -> Iterator[str]:
     scripted = ["tests.support.model_server", "--pace", "0", "--port"]
     command = scripted if request.param == "scripted" else real_server()
     port = str(free_port())
-    server = [sys.executable, "-m", *command, port]
+    # It must not outlive a pytest that is killed.
+    tied = [sys.executable, "-I", tether.__file__, str(os.getpid()), str(int(signal.SIGKILL))]
+    server = [*tied, sys.executable, "-m", *command, port]
     with subprocess.Popen(server, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             assert process.stdout is not None
@@ -113,10 +118,11 @@ async def test_usage_is_only_told_to_those_who_ask(client: openai.AsyncOpenAI) -
     assert {chunk.usage for chunk in [chunk async for chunk in stream]} == {None}
 
 
-async def test_a_request_without_messages_is_refused_in_openais_shape(model: Model, client: openai.AsyncOpenAI) -> None:
+async def test_a_message_without_content_is_refused_in_openais_shape(model: Model, client: openai.AsyncOpenAI) -> None:
+    empty: Any = {"role": "user"}
     with pytest.raises(BadRequest):
-        await read(model, asking())
+        await read(model, asking(empty))
     with pytest.raises(openai.BadRequestError) as caught:
-        await client.chat.completions.create(model="any", messages=[])
+        await client.chat.completions.create(model="any", messages=[empty])
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["message"]

@@ -1,13 +1,15 @@
 """Whatever goes wrong has one shape, a stable code, and a request id."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from aiohttp import ClientResponse
 
 from domain.errors import BadRequest, ModelBusy
-from tests.support.fakes import FakeKafka
+from tests.support.fakes import ALICE, FakeKafka
 from tests.support.web_client import Web, serving
+from web import bodies
 from web.errors import seen_from_outside
 
 
@@ -108,7 +110,7 @@ async def test_a_large_body_is_413_and_not_read_to_its_end(*, chunked: bool) -> 
         answer = await web.session.post(
             web.server.make_url("/v1/conversations"),
             data=piece_by_piece() if chunked else body,
-            headers={"Authorization": "Bearer alice-key-0123456789", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {ALICE}", "Content-Type": "application/json"},
         )
 
         assert answer.status == 413
@@ -194,3 +196,15 @@ def test_what_the_model_refuses_is_the_clients_to_mend_and_what_it_cannot_do_now
     assert seen_from_outside(BadRequest("too many tokens")).status == 400
     busy = seen_from_outside(ModelBusy("busy", retry_after=6.2))
     assert (busy.status, busy.headers["Retry-After"]) == (503, "7")
+
+
+async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
+    async with serving() as web, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", web.server.port)
+        head = f"Host: localhost\r\nAuthorization: Bearer {ALICE}\r\nContent-Type: application/json\r\n"
+        writer.write(f"POST /v1/conversations HTTP/1.1\r\n{head}Content-Length: 50\r\n\r\n{{".encode())
+        status = await reader.readline()
+        writer.close()
+
+    assert status.split()[1] == b"408"

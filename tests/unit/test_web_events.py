@@ -92,7 +92,7 @@ async def test_a_stream_is_open_before_its_turn_begins_and_tells_it_as_it_comes(
     async with asyncio.timeout(5):
         answer = await web.open("GET", f"/v1/turns/{turn_id}/events")
         assert answer.status == 200
-        assert await answer.content.readuntil(b"\n\n") == b"retry: 1000\n\n"
+        assert await answer.content.readuntil(b"\n\n") == b"retry: 300\n\n"
         events = events_of(answer)
 
         web.kafka.claim(turn_id)

@@ -20,10 +20,23 @@ messages = st.lists(
     ),
     max_size=3,
 )
-OPTIONAL = (
-    "model stream stream_options temperature max_tokens stop seed tools tool_choice response_format n metadata"
-    " logit_bias user modalities"
-).split()
+OPTIONAL = [
+    "model",
+    "stream",
+    "stream_options",
+    "temperature",
+    "max_tokens",
+    "stop",
+    "seed",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "n",
+    "metadata",
+    "logit_bias",
+    "user",
+    "modalities",
+]
 BODIES: dict[str, st.SearchStrategy[Any]] = {
     "/v1/conversations": st.fixed_dictionaries({}, optional={"title": values, "metadata": values}),
     "/v1/conversations/{conversation}/turns": st.fixed_dictionaries(

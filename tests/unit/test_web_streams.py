@@ -21,7 +21,7 @@ async def test_silence_is_broken_by_comments() -> None:
         turn_id = await web.ask()
         async with asyncio.timeout(5):
             answer = await web.open("GET", f"/v1/turns/{turn_id}/events")
-            assert await answer.content.readuntil(b"\n\n") == b"retry: 1000\n\n"
+            assert await answer.content.readuntil(b"\n\n") == b"retry: 300\n\n"
             assert await answer.content.readuntil(b"\n\n") == b": ping\n\n"
             assert await answer.content.readuntil(b"\n\n") == b": ping\n\n"
 
@@ -105,7 +105,7 @@ async def test_a_shutdown_sends_readers_on_and_does_not_wait_for_their_turns() -
             await web.server.close()
             text = await answer.text()
 
-        assert text.startswith("retry: 1000\n\nid: 0\nevent: turn.started\n")
+        assert text.startswith("retry: 300\n\nid: 0\nevent: turn.started\n")
         assert text.endswith("\n\nretry: 200\n\n")
         assert web.kafka.readers == 0
 
