@@ -15,6 +15,7 @@ from domain.errors import BadRequest, ChatError, ModelBusy
 from domain.generation import Delta, Usage
 
 DONE = b"[DONE]"
+NOTHING = msgspec.Raw()
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -25,7 +26,7 @@ class _Usage(msgspec.Struct, gc=False):
 class _Said(msgspec.Struct, gc=False):
     content: str | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw()
+    tool_calls: msgspec.Raw = NOTHING
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -98,13 +99,16 @@ class CompletionStream:
         if chunk.usage:
             usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
         # One answer is asked for, so there is one choice; a usage chunk at the end has none.
-        choice = next((choice for choice in chunk.choices or () if not choice.index), None)
+        choices = chunk.choices or ()
+        choice = choices[0] if choices else None
+        if choice is not None and choice.index:
+            choice = next((other for other in choices if not other.index), None)
         if choice is None:
             return Delta(usage=usage) if usage else None
         said = choice.delta or _Said()
         # A refusal is what the person is to read instead of an answer.
         text = said.content or said.refusal or ""
-        tools = _array(said.tool_calls)
+        tools = "" if said.tool_calls is NOTHING else _array(said.tool_calls)
         finish = choice.finish_reason or None
         if finish:
             self._finished = True

@@ -31,6 +31,7 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
                 settings.kafka_bootstrap_servers,
                 tokens_topic,
                 frame_ms=settings.frame_ms,
+                idle_fetch_pause_ms=settings.idle_fetch_pause_ms,
                 log_reader=log_reader,
                 on_bad_frame=on_bad_frame,
             )

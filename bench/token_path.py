@@ -11,8 +11,11 @@ came in them. A fresh JVM is three times slower than a warm one, which is what t
 import argparse
 import asyncio
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 from time import monotonic
+
+import psutil
 
 from bench.load import Load
 from bench.machine import Place, broker_pid, counter, cpu_seconds, described, kafka, running, worker
@@ -25,7 +28,10 @@ TAIL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One place under one load. Times in ms, CPU in microseconds a token."""
+    """One place under one load. Times in ms, CPU in microseconds a token.
+
+    ``busy`` is the share of all cores that anything used, in percent: near 100, times tell nothing but that.
+    """
 
     streams: int
     place: str
@@ -34,6 +40,7 @@ class Row:
     cpu: float
     broker: float
     frame: float
+    busy: float
 
 
 async def measure(place: Place, broker: int | None, streams: int, seconds: float) -> Row:
@@ -43,9 +50,11 @@ async def measure(place: Place, broker: int | None, streams: int, seconds: float
     await load.start()
     await asyncio.sleep(SETTLE)
     before = snapshot(place, broker if through_kafka else None, through_kafka=through_kafka)
+    psutil.cpu_percent()
     since = monotonic()
     await asyncio.sleep(seconds)
     until = monotonic()
+    busy = psutil.cpu_percent()
     after = snapshot(place, broker if through_kafka else None, through_kafka=through_kafka)
     await load.end()
     heard = load.heard(since, until)
@@ -58,6 +67,7 @@ async def measure(place: Place, broker: int | None, streams: int, seconds: float
         1e6 * cpu / heard.tokens,
         1e6 * broker_cpu / heard.tokens,
         tokens / frames if frames else float("nan"),
+        busy,
     )
 
 
@@ -90,21 +100,27 @@ async def compare(places: list[Place], broker: int | None, arguments: argparse.N
 
 def middle(rows: list[Row]) -> Row:
     """Return the median of each figure."""
-    fields = ("p50", "p99", "cpu", "broker", "frame")
+    fields = ("p50", "p99", "cpu", "broker", "frame", "busy")
     return Row(rows[0].streams, rows[0].place, *(median(getattr(row, name) for row in rows) for name in fields))
 
 
 def table(rows: list[Row]) -> str:
     """Return the figures, and those of the worker as ratios to the proxy's."""
-    lines = ["streams  place    added p50   added p99   CPU/token  x proxy  broker/token  tokens/frame"]
+    titles = ("added p50", "added p99", "CPU/token", "to proxy", "broker/token", "tokens/frame", "busy")
+    lines = ["streams  place  " + "".join(f"{title:>14s}" for title in titles)]
     proxies = {row.streams: row for row in rows if row.place == "proxy"}
     for row in rows:
         ratio = row.cpu / proxies[row.streams].cpu if proxies[row.streams].cpu else float("nan")
         lines.append(
-            f"{row.streams:7d}  {row.place:7s} {row.p50:8.2f} ms {row.p99:8.2f} ms {row.cpu:8.1f} us"
-            f" {ratio:7.2f}x {row.broker:10.1f} us {row.frame:13.1f}".replace("nan us", " -   ").replace("nan", "  -")
+            f"{row.streams:7d}  {row.place:7s}{cell(row.p50, 'ms', 2)}{cell(row.p99, 'ms', 2)}{cell(row.cpu, 'us', 1)}"
+            f"{cell(ratio, 'x', 2)}{cell(row.broker, 'us', 1)}{cell(row.frame, '', 1)}{cell(row.busy, '%', 0)}"
         )
     return "\n".join(lines)
+
+
+def cell(value: float, unit: str, digits: int) -> str:
+    """Return a figure as wide as its column's title, "-" for one that there is not."""
+    return f"{'-' if isnan(value) else f'{value:.{digits}f} {unit}':>14s}"
 
 
 def numbers(text: str) -> list[int]:

@@ -49,7 +49,7 @@ class Fold:
             return None
         if token.kind == "claim":
             return self._claimed(token)
-        if token.epoch != self.epoch or token.seq != self.next:
+        if not self.claims or token.epoch != self.epoch or token.seq != self.next:
             self.dropped += 1
             return None
         self.next += 1

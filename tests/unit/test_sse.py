@@ -62,6 +62,7 @@ def test_one_space_after_the_colon_belongs_to_the_format_and_a_second_to_the_dat
 
 def test_several_data_lines_are_one_event() -> None:
     assert read(b'data: {"a":\ndata: 1}\n\n') == [b'{"a":\n1}']
+    assert read(b"data:  a \ndata: b\n\n") == [b" a \nb"]
 
 
 def test_comments_names_ids_and_events_without_data_are_skipped() -> None:
