@@ -5,7 +5,7 @@ Every event's number must be the next one, whatever happened to the connection i
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +98,7 @@ class ChatClient:
                     await asyncio.sleep(0.05)
         return seen
 
-    async def events(self, turn_id: str, *, after: int = -1) -> AsyncIterator[SeenEvent]:
+    async def events(self, turn_id: str, *, after: int = -1) -> AsyncGenerator[SeenEvent, None]:
         """Yield the events of one connection."""
         headers = {"Last-Event-ID": str(after)} if after >= 0 else {}
         url = f"{self.url()}/v1/turns/{turn_id}/events"

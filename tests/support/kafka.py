@@ -25,6 +25,6 @@ def _consume(bootstrap: str, topic: str, count: int, within: float) -> list[dict
     consumer.subscribe([topic])
     try:
         messages = consumer.consume(count, within)
-        return [msgspec.json.decode(message.value()) for message in messages if message.value()]
+        return [msgspec.json.decode(value) for message in messages if (value := message.value())]
     finally:
         consumer.close()

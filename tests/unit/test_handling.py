@@ -1,7 +1,7 @@
 """An agent's loop loses no record, whatever its handler does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -37,7 +37,7 @@ class Letters(FakeGroup):
 
 
 @pytest.fixture
-async def letters(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Letters]:
+def letters(monkeypatch: pytest.MonkeyPatch) -> Letters:
     real = asyncio.sleep
     monkeypatch.setattr("streams.handling.asyncio.sleep", lambda _: real(0))  # back-off takes no time here
     return Letters()
