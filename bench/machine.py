@@ -68,13 +68,13 @@ def running(name: str, *command: str) -> Iterator[Place]:
 @asynccontextmanager
 async def worker(bootstrap: str, model_url: str, *, native: bool) -> AsyncIterator[Place]:
     """Run a worker with topics of its own, which are deleted afterwards."""
-    prefix = f"bench-{uuid4().hex[:8]}."
+    group = f"bench-{uuid4().hex[:8]}"
     variables = {
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "OPENAI_BASE_URL": model_url,
         "HEADRACE_AUTH": "dev",
-        "HEADRACE_TOPIC_PREFIX": prefix,
-        "HEADRACE_GROUP": prefix.rstrip("."),
+        "HEADRACE_TOPIC_PREFIX": f"{group}.",
+        "HEADRACE_GROUP": group,
         "HEADRACE_ANSWER_TOKENS": "1000000",
         "HEADRACE_TURN_SECONDS": "3600",
     }
@@ -85,7 +85,8 @@ async def worker(bootstrap: str, model_url: str, *, native: bool) -> AsyncIterat
             yield Place("worker", f"{process.url}/v1", process.pid, native)
         finally:
             await process.stop()
-            await asyncio.to_thread(delete_topics, bootstrap, prefix)
+            # Also the changelogs of its tables, which are named after the group.
+            await asyncio.to_thread(delete_topics, bootstrap, group)
 
 
 def delete_topics(bootstrap: str, prefix: str) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from deploy import postgres_server
+from deploy import model_server, postgres_server
 from deploy.service import Service, wait_ready
 
 LOOPBACK: Final = "127.0.0.1"
@@ -136,11 +136,13 @@ class ModelServer(Service):
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Where OpenAI's API is served. A key that may be in the environment is meant for another server."""
+        """Where OpenAI's API is served, and what suits the model. A key in the environment is for another server."""
         return {
             "OPENAI_BASE_URL": f"http://{LOOPBACK}:{self.port}/v1",
             "OPENAI_API_KEY": "none",
             "HEADRACE_MODEL_RESUME": "prefill",
+            "HEADRACE_CONTEXT_TOKENS": str(model_server.PROMPT_TOKENS),
+            "HEADRACE_ANSWER_TOKENS": str(model_server.ANSWER_TOKENS),
         }
 
     def command(self) -> Sequence[str | Path]:

@@ -14,8 +14,11 @@ from typing import Final
 NAME: Final = "smollm2-135m-instruct"
 SLOTS: Final = 4
 """Answers written at the same time. More wait in the server's own queue."""
-SLOT_TOKENS: Final = 4096
-"""A prompt of HEADRACE_CONTEXT_TOKENS and an answer of HEADRACE_ANSWER_TOKENS, at their defaults."""
+WINDOW_TOKENS: Final = 8192
+"""What the model was trained to take in, shared by the slots: a long question may have what the others leave."""
+PROMPT_TOKENS: Final = 1024
+"""One core reads about 200 a second, and a person waits for it. Four prompts and answers have to fit the window."""
+ANSWER_TOKENS: Final = 768
 
 
 def threads(cores: int) -> int:
@@ -41,14 +44,17 @@ def serve(weights: Path, port: int) -> None:
     params.ui = False
     params.endpoint_slots = False
     params.n_parallel = SLOTS
-    params.n_ctx = SLOTS * SLOT_TOKENS
+    params.n_ctx = WINDOW_TOKENS
+    params.kv_unified = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads(os.cpu_count() or 1)
     # A waiting request occupies one, and /v1/models must not wait behind the answers.
     params.n_threads_http = 32
     # Old prompts kept for reuse: llama.cpp's own limit is 8 GB.
     params.cache_ram_mib = 256
-    # Half the memory of the default (16 bits); 170 MB less here, at the same speed.
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
+    # Keys and values stay at 16 bits: at 8, a prompt of 2,800 tokens is read at 65 tokens/s instead of 150.
+    # For requests that say nothing else. At llama.cpp's own values so small a model wanders off, or falls into a loop.
+    params.sampling.temp = 0.3
+    params.sampling.penalty_repeat = 1.1
     server = xllamacpp.Server(params)
     print(f"listening on {server.listening_address}", flush=True)
     while True:

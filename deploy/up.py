@@ -37,6 +37,8 @@ BACK_OFF_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 HEALTHY_SECONDS: Final = 120.0
 """A worker that lived this long did not die of its start."""
 HURRIED_SECONDS: Final = 2.0
+BEREFT_SECONDS: Final = 4.0
+"""For a worker that has lost a service: without a broker it would wait in vain. What it had in work is in the log."""
 WATCH_SECONDS: Final = 0.2
 
 
@@ -90,10 +92,12 @@ class Run:
     def stop(self) -> None:
         """Stop what runs: the worker first, because it still has something to tell the others. A Ctrl-C hastens it."""
         asked = self._interrupts.count
+        bereft = any(service.exit_code is not None for service in self._services)
         for service in (self._worker, *reversed(self._services)):
             if service.running:
+                patience = BEREFT_SECONDS if bereft and service is self._worker else service.stop_seconds
                 with self._progress.step(f"Stopping {service.title}") as step:
-                    self._stop(service, lambda: self._interrupts.count > asked, step.tick)
+                    self._stop(service, patience, lambda: self._interrupts.count > asked, step.tick)
 
     def _wait_ready(self, service: Service) -> None:
         with self._progress.step(service.title, since=service.started_at) as step:
@@ -110,11 +114,11 @@ class Run:
         except ServiceFailed:
             self._worker.kill()
 
-    def _stop(self, service: Service, hurried: Callable[[], bool], tick: Callable[[], None]) -> None:
+    def _stop(self, service: Service, patience: float, hurried: Callable[[], bool], tick: Callable[[], None]) -> None:
         began = time.monotonic()
         service.ask_to_stop()
         while service.running:
-            if time.monotonic() - began > (HURRIED_SECONDS if hurried() else service.stop_seconds):
+            if time.monotonic() - began > (HURRIED_SECONDS if hurried() else patience):
                 service.kill()
             tick()
             time.sleep(0.02)

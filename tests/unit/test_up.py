@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import up
+from deploy import check_python, up
 from deploy.checks import CHECKS, CannotStart, check_disk, check_port, check_writable, free_bytes, lock, shown
 from deploy.embedded import Embedded, Postgres, free_port
 from deploy.interrupts import Interrupted, Interrupts
@@ -24,6 +24,13 @@ from deploy.service import Service, ServiceFailed
 from deploy.worker import Worker
 
 # -- what is checked first
+
+
+def test_a_python_that_is_too_old_is_named() -> None:
+    check_python((3, 11, 0))
+
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, and this is 3\.9\.2\."):
+        check_python((3, 9, 2, "final", 0))
 
 
 def test_a_taken_port_is_refused_with_the_process_that_has_it() -> None:
@@ -179,6 +186,7 @@ class Program(Service):
 
 
 SERVE = "import signal; print('ready', flush=True); signal.pause()"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: {SERVE}"
 
 
 class Started:
@@ -275,9 +283,24 @@ def test_ctrl_c_ends_the_watch(begin: StartRun) -> None:
 
 
 def test_what_does_not_end_by_itself_is_killed(begin: StartRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
     monkeypatch.setattr(Program, "stop_seconds", 0.1)
-    started = begin(worker=ignores + "\nwhile True: signal.pause()")
+    started = begin(worker=DEAF)
+
+    started.run.stop()
+
+    assert started.worker.exit_code == -signal.SIGKILL
+    assert started.one.exit_code == -signal.SIGTERM
+
+
+@pytest.mark.timeout(30)
+def test_a_worker_that_has_lost_a_service_is_not_waited_for(begin: StartRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Program, "stop_seconds", 3600)
+    monkeypatch.setattr(up, "BEREFT_SECONDS", 0.1)
+    started = begin(worker=DEAF)
+    assert started.two.pid is not None
+    os.kill(started.two.pid, signal.SIGKILL)
+    with pytest.raises(ServiceFailed):
+        started.run.watch()
 
     started.run.stop()
 
