@@ -120,12 +120,10 @@ class Answer:
             if self.job.stopping.is_set() or await self.speak(await self.messages()):
                 await self.end("stopped" if self.job.stopping.is_set() else "completed")
         except BadRequest as error:
-            metrics.model_requests.labels("refused").inc()
             await self.end("failed", error=Failure(str(error), error.code))
         except LogUnavailable as error:  # what the log has of it counts, and the rest is written again
             log.warning("tokens were not logged", turn_id=self.question.turn_id, reason=str(error))
         except ModelBusy as error:
-            metrics.model_requests.labels("busy").inc()
             return error
         return None
 
@@ -163,11 +161,8 @@ class Answer:
         generating = asyncio.create_task(self.generate(messages))
         stopping = asyncio.create_task(self.job.stopping.wait())
         try:
-            with metrics.model_requests_open.track_inprogress():
-                await asyncio.wait((generating, stopping), return_when=asyncio.FIRST_COMPLETED)
-            ended = generating.result() if generating.done() else True
-            metrics.model_requests.labels("completed" if generating.done() else "cancelled").inc()
-            return ended
+            await asyncio.wait((generating, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return generating.result() if generating.done() else True
         finally:
             stopping.cancel()
             if generating.cancel():

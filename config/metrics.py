@@ -132,7 +132,7 @@ log_reads = _counter(
 model_requests = _counter(
     "headrace_model_requests_total",
     "What becomes of requests to the model server?",
-    result="completed, busy (also: broke off), refused, cancelled (stopped by the user)",
+    result="completed, busy, refused, broken, cancelled",
 )
 model_requests_open = _gauge(
     "headrace_model_requests_open",

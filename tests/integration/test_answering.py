@@ -1,31 +1,14 @@
 """Questions through the whole worker on Kafka, against a scripted model server whose answers are known."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import aiohttp
-import pytest
 
 from tests.conftest import StartWorker
 from tests.support.chat_client import ChatClient
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
 from tests.support.services import Services
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    """A scripted model server."""
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """One session for all of a test's readers."""
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        yield session
 
 
 async def test_200_questions_in_50_conversations_at_once(

@@ -1,7 +1,6 @@
 """Two workers that share the work: every one serves everything, and each goes on where the other was killed."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -13,20 +12,6 @@ from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
 from tests.support.services import Services
 from tests.support.worker import Worker
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    """A scripted model server."""
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """One session for all of a test's readers."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
 
 
 @pytest.fixture

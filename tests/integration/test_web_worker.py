@@ -1,7 +1,6 @@
 """The HTTP surface of a real worker on Kafka: what its fakes promise holds there too."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -13,20 +12,6 @@ from tests.support.chat_client import ChatClient
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
 from tests.support.services import Services
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    """A scripted model server."""
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """One session for all of a test's readers."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
 
 
 def text_of(question: str) -> str:
@@ -186,3 +171,14 @@ async def test_each_user_sees_their_own_and_nothing_else(
             async with http.get(worker.url + where, headers=who) as answer:
                 assert answer.status == status
     assert (await client.call("GET", "/v1/conversations", **bob))["data"] == []
+
+
+async def test_fausts_own_pages_are_off(
+    services: Services, start_worker: StartWorker, http: aiohttp.ClientSession
+) -> None:
+    worker = await start_worker(services)
+
+    for path in ("/tables/", "/router/", "/stats/", "/graph/"):
+        async with http.get(worker.url + path) as answer:
+            assert answer.status == 404
+            assert (await answer.json())["error"]["code"]

@@ -1,0 +1,39 @@
+"""What the app consists of. Faust starts without what it does not find, so it is written down here once more."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from streams.app import MODULES, app
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_named_module_can_be_imported(module: str) -> None:
+    import_module(module)
+
+
+def test_the_app_consists_of_these_agents_tables_and_topics() -> None:
+    for module in MODULES:
+        import_module(module)
+
+    assert set(app.agents) == {"agents.answer.answer", "agents.control.control", "agents.remember.remember"}
+    assert set(app.tables) == {"conversations", "listing"}
+    assert [topic.name for topic in app.topics_of.all()] == [
+        "chat.questions.v1",
+        "chat.controls.v1",
+        "chat.tokens.v1",
+        "chat.turns.v1",
+        "chat.dead-letters.v1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["config", "domain", "adapters", "streams", "tables", "agents", "web"])
+def test_our_packages_are_ours(name: str) -> None:
+    """`agents` is also what OpenAI's Agents SDK calls itself, `tables` is PyTables, `web` is web.py."""
+    found = import_module(name).__file__
+
+    assert found is not None
+    assert Path(found).is_relative_to(ROOT)
