@@ -19,7 +19,6 @@ import structlog
 from faust.types import TP
 from faust.types.transports import TransportT
 from faust.web.drivers.aiohttp import Web as FaustWeb
-from mode import ServiceT
 from yarl import URL
 
 from adapters.group import evict
@@ -205,7 +204,7 @@ class ChatApp(faust.App):
             self._register_web.pop(0)(web.web_app)
         web._runner._shutdown_timeout = CLOSE_STREAMS_SECONDS
 
-    def on_init_dependencies(self) -> Iterable[ServiceT]:
+    def on_init_dependencies(self) -> Iterable[Any]:
         """Name this worker to Kafka, now that its port is known and before anything connects."""
         self.conf.broker_client_id = f"{self.settings.group}-{gethostname()}-{self.conf.web_port}"
         return super().on_init_dependencies()
