@@ -215,10 +215,10 @@ class ChatApp(faust.App):
         self._check_address()
         try:
             await ensure_topics(self.settings.kafka_bootstrap_servers, self.topics_of.all())
+            # Who is in the group under this host and port is a former life of this worker, which died with its work.
+            await evict(self.settings.kafka_bootstrap_servers, self.settings.group, self.conf.broker_client_id)
         except ChatError as error:
             refuse(str(error))
-        # Who is in the group under our name is a former life of this worker, since we have its port now.
-        await evict(self.settings.kafka_bootstrap_servers, self.settings.group, self.conf.broker_client_id)
         self.services = await self.add_async_context(
             open_services(self.settings, self.topics_of.tokens.name, self._on_bad_frame)
         )
