@@ -7,7 +7,7 @@ Protocol: https://kafka.apache.org/protocol (LeaveGroup, DescribeGroups).
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from domain.errors import LogUnavailable
@@ -27,6 +27,8 @@ async def evict(bootstrap: str, group: str, client_id: str) -> int:
                 await admin._send_request(LeaveGroupRequest(group, member), coordinator)
             log.info("dead members evicted", members=len(gone), client_id=client_id)
         return len(gone)
+    except GroupCoordinatorNotAvailableError:
+        return 0  # a Kafka that has not had any group yet
     except KafkaError as error:
         raise LogUnavailable(f"Kafka did not say who is in group {group}: {error!r}") from error
     finally:

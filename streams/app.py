@@ -215,14 +215,21 @@ class ChatApp(faust.App):
         self._check_address()
         try:
             await ensure_topics(self.settings.kafka_bootstrap_servers, self.topics_of.all())
-            # Who is in the group under this host and port is a former life of this worker, which died with its work.
-            await evict(self.settings.kafka_bootstrap_servers, self.settings.group, self.conf.broker_client_id)
         except ChatError as error:
             refuse(str(error))
+        await self._evict_former_life()
         self.services = await self.add_async_context(
             open_services(self.settings, self.topics_of.tokens.name, self._on_bad_frame)
         )
         self._open = True
+
+    async def _evict_former_life(self) -> None:
+        """Tell Kafka that who is in the group under this host and port is dead, so that its questions go on at once."""
+        try:
+            await evict(self.settings.kafka_bootstrap_servers, self.settings.group, self.conf.broker_client_id)
+        except LogUnavailable as error:
+            # Kafka finds out by itself, when the session times out.
+            log.warning("former life not evicted", reason=str(error), session_seconds=self.settings.session_seconds)
 
     async def on_started(self) -> None:
         """Leave what the start has made out of garbage collection, and look through the rest less often."""

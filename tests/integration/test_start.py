@@ -3,6 +3,9 @@
 import asyncio
 
 import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 
 from tests.conftest import Names, StartWorker
 from tests.support.services import Services
@@ -56,3 +59,16 @@ async def test_a_topic_with_another_partition_count_stops_the_start(
 
     assert "chat.questions.v1 has 8 partitions, but HEADRACE_PARTITIONS is 5" in log
     assert "Traceback" not in log
+
+
+async def test_topics_are_created_with_the_settings_partitions_and_retention(
+    real_kafka: Services, names: Names, start_worker: StartWorker
+) -> None:
+    await start_worker(real_kafka, HEADRACE_PARTITIONS="3", HEADRACE_TOKENS_DAYS="2")
+
+    admin = AdminClient({"bootstrap.servers": real_kafka.bootstrap})
+    topic = f"{names.topic_prefix}chat.tokens.v1"
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    configured = await asyncio.to_thread(admin.describe_configs([resource])[resource].result, 10)
+    assert configured["retention.ms"].value == str(2 * 86_400_000)
+    assert len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == 3
