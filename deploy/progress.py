@@ -11,7 +11,7 @@ from typing import Final, Self, TextIO
 WIDTH: Final = 52
 SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FRAME_SECONDS: Final = 0.1
-GREEN, RED, DIM = "32", "31", "2"
+GREEN, RED = "32", "31"
 
 
 class Progress:

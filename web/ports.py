@@ -1,13 +1,13 @@
 """What the web layer needs of the rest of Headrace, and no more: the plugs that `streams.app` fits and tests fake."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from yarl import URL
 
 from config.settings import Settings
-from domain.tokens import Fold, Token
+from domain.tokens import Token, TurnInLog
 from streams.records import Question, Wire
 from streams.topics import Topics, TopicSpec
 
@@ -18,18 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class LoggedTurn(Protocol):
-    """One turn as the log has it. ``pieces[i].seq == i``."""
-
-    @property
-    def fold(self) -> Fold:
-        """Return the state of the turn."""
-        ...
-
-    @property
-    def pieces(self) -> Sequence[Token]:
-        """Return what readers see, in order."""
-        ...
+class LoggedTurn(TurnInLog, Protocol):
+    """A turn as far as this worker has read it."""
 
     @property
     def expired(self) -> bool:

@@ -51,6 +51,7 @@ class FakeLoggedTurn:
         self.fold = Fold()
         self.pieces: list[Token] = []
         self.expired = False
+        self.cut = False
         self._changed = asyncio.Event()
 
     @property
