@@ -1,0 +1,92 @@
+"""Switches off one safeguard after the other and shows which test notices: a safeguard that nobody misses is none.
+
+    python -m bench.mutants [NAME …]
+
+Each mutant is a copy of the tree with one line of the product changed. Its tests run in the copy, and have to
+fail there. Ends with 1 if a mutant survives, or if a line to change is not in the code any more.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+NOT_COPIED: Final = shutil.ignore_patterns(
+    ".git", ".venv", "*_cache", "__pycache__", ".hypothesis", ".headrace", "build"
+)
+FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+SECONDS: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One safeguard switched off: ``old`` becomes ``new`` in ``file``. ``tests`` are given to pytest."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: Sequence[str]
+
+
+MUTANTS: Final = (
+    Mutant(
+        "fence: a piece of an older epoch counts",
+        "domain/tokens.py",
+        "if not self.claims or token.epoch != self.epoch or token.seq != self.next:",
+        "if not self.claims or token.seq != self.next:",
+        ["tests/unit/test_fold.py"],
+    ),
+)
+
+
+def lives(mutant: Mutant) -> bool:
+    """Run a mutant's tests; return whether they pass in spite of it."""
+    with TemporaryDirectory(prefix="headrace-mutant-") as folder:
+        copy = Path(folder) / "headrace"
+        shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
+        changed = copy / mutant.file
+        text = changed.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            print(f"STALE     {mutant.name}: {mutant.file} has {text.count(mutant.old)} times: {mutant.old}")
+            return True
+        changed.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
+        # Workers that a test starts have to take the copy's modules, wherever the project is installed.
+        environ = os.environ | {"PYTHONPATH": str(copy)}
+        try:
+            run = subprocess.run(
+                command, cwd=copy, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            print(f"caught    {mutant.name}\n          its tests did not end in {SECONDS} s")
+            return False
+    failed = FAILED.findall(run.stdout)
+    if run.returncode == 1 and failed:
+        print(f"caught    {mutant.name}\n          by {failed[0]}")
+        return False
+    print(f"SURVIVED  {mutant.name}: pytest ended with {run.returncode}\n{run.stdout[-2000:]}{run.stderr[-1000:]}")
+    return True
+
+
+def main() -> int:
+    """Run the mutants whose names begin with what was asked for, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="how a mutant's name begins")
+    wanted = tuple(parser.parse_args().names)
+    chosen = [mutant for mutant in MUTANTS if mutant.name.startswith(wanted or "")]
+    survivors = [mutant for mutant in chosen if lives(mutant)]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
