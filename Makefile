@@ -61,6 +61,14 @@ docs: $(INSTALLED) ## Write the reference pages that are generated from the code
 bench: $(INSTALLED) ## Measure the token path against a plain proxy; needs a real Kafka (KAFKA_BOOTSTRAP_SERVERS)
 	$(BIN)/python -m bench
 
+.PHONY: chaos
+chaos: $(INSTALLED) ## Break workers, brokers, networks and models under load, and check every answer (40 minutes; ARGS=--short: 4)
+	@exec $(BIN)/python -m bench.chaos $(ARGS)
+
+.PHONY: mutants
+mutants: $(INSTALLED) ## Switch off one safeguard after the other, and see that a test notices
+	@exec $(BIN)/python -m bench.mutants $(ARGS)
+
 .PHONY: check
 check: lint types contracts test ## All of the above checks, as a change needs them
 

@@ -15,6 +15,7 @@ from domain.errors import LogUnavailable, Rejected
 log = structlog.get_logger(__name__)
 
 ASK_SECONDS: Final = 5.0  # a start that waits says so this often
+SEGMENT_SECONDS: Final = 7 * 86_400.0  # Kafka's default
 
 
 class WrongPartitions(Rejected):
@@ -24,7 +25,7 @@ class WrongPartitions(Rejected):
 
 
 class Spec(Protocol):
-    """A topic to be created; ``retention`` in seconds."""
+    """A topic to be created; ``retention`` in seconds, of a ``compacted`` one's deletions."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -34,6 +35,8 @@ class Spec(Protocol):
     def replication(self) -> int: ...  # noqa: D102
     @property
     def retention(self) -> float: ...  # noqa: D102
+    @property
+    def compacted(self) -> bool: ...  # noqa: D102
 
 
 async def ensure_topics(bootstrap: str, specs: Iterable[Spec], *, patience: float = 30.0) -> None:
@@ -51,8 +54,8 @@ def _ensure(bootstrap: str, specs: list[Spec], patience: float) -> None:
     for spec in specs:
         if existing.get(spec.name, spec.partitions) != spec.partitions:
             raise WrongPartitions(
-                f"topic {spec.name} has {existing[spec.name]} partitions, but HEADRACE_PARTITIONS is"
-                f" {spec.partitions}. Set HEADRACE_PARTITIONS to what the topic has; it cannot be changed later."
+                f"topic {spec.name} has {existing[spec.name]} partitions and needs {spec.partitions}. Those of"
+                " conversations have HEADRACE_PARTITIONS of them: set it to what they have; it cannot be changed later."
             )
     missing = [_new_topic(spec) for spec in specs if spec.name not in existing]
     for name, created in admin.create_topics(missing, operation_timeout=patience).items() if missing else ():
@@ -81,10 +84,14 @@ def _partition_counts(admin: AdminClient, bootstrap: str, patience: float) -> di
 
 
 def _new_topic(spec: Spec) -> NewTopic:
-    config = {
-        "retention.ms": str(int(spec.retention * 1000)),
-        "min.insync.replicas": str(max(1, spec.replication - 1)),
-    }
+    kept = str(int(spec.retention * 1000))
+    # Kafka deletes whole segments only, and the one that is written to never: it must not outlast what it holds.
+    segment = str(int(min(spec.retention, SEGMENT_SECONDS) * 1000))
+    config = {"min.insync.replicas": str(max(1, spec.replication - 1))} | (
+        {"cleanup.policy": "compact", "delete.retention.ms": kept}
+        if spec.compacted
+        else {"retention.ms": kept, "segment.ms": segment}
+    )
     return NewTopic(spec.name, spec.partitions, spec.replication, config=config)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from config import metrics
 from domain.errors import LogUnavailable
 from domain.tokens import Fold, Token, text_of
 
@@ -14,6 +15,7 @@ class LoggedTurn:
     """
 
     __slots__ = (
+        "_counted",
         "_cut",
         "_raw",
         "_waiters",
@@ -40,6 +42,7 @@ class LoggedTurn:
         # Records that wait until those before them have been read back; None once the fold is live.
         self._raw: list[Token] | None = []
         self._waiters: list[asyncio.Future[None]] = []
+        self._counted = 0
         self._cut = ""
 
     @property
@@ -94,8 +97,16 @@ class LoggedTurn:
         """Go live, with what came before ``since``; records that the tail read meanwhile follow it."""
         raw, self._raw = self._raw or [], None
         self.fold, self.pieces = fold, pieces
+        self._counted = fold.dropped  # in the past: by whoever tailed the log then
         for token in raw:
             self.take(token)
+        self.count_dropped()
+
+    def count_dropped(self) -> None:
+        """Put into the metrics what the fold has dropped since the last call."""
+        if self.fold.dropped > self._counted:
+            metrics.fenced_records.inc(self.fold.dropped - self._counted)
+            self._counted = self.fold.dropped
 
     def wake(self) -> None:
         """Tell the readers that something has come."""

@@ -1,14 +1,14 @@
 """The language model: any server that speaks OpenAI's chat completions.
 
-The openai SDK does what it does well (keys, retries, time-outs, proxies, redirects, base URLs), over its
-aiohttp transport, which takes a fraction of the default one's CPU for each read. The bytes of the answer are
-ours: `adapters.completion_stream` decodes them. `bench/model_decode.py` prints what that brings.
+The openai SDK does what it does well: keys, retries, redirects, base URLs, errors. The bytes of the answer are
+ours: `adapters.model_transport` reads them where they arrive, and `adapters.completion_stream` decodes them.
+`bench/model_decode.py` prints what that brings.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Self
@@ -16,12 +16,13 @@ from typing import Any, Final, Self
 import aiohttp
 import httpx2
 import msgspec
-from openai import APIError, APIStatusError, AsyncOpenAI, DefaultAioHttpClient, Timeout
+from openai import APIError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
 from adapters.completion_stream import CompletionStream, is_refusal
+from adapters.model_transport import AiohttpTransport, Listening, listening
 from config import metrics
 from config.settings import Settings
-from domain.errors import BadRequest, ChatError, ModelBusy
+from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
 from domain.generation import Delta, Generation
 
 SDK_RETRIES: Final = 1
@@ -62,7 +63,7 @@ class Model:
         self._listing = asyncio.Lock()
         self._listed: list[str] | None = None
         self._look_at = clock()
-        self._why_unlisted = ""
+        self._why_unlisted: ChatError = ModelBusy("the model server was not asked yet")
 
     async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
         """Yield the answer as it comes, one list for each read from the network that brought something.
@@ -73,47 +74,52 @@ class Model:
         """
         with Counted() as counted, failures_translated():
             async with (
+                asyncio.timeout(self._stall_seconds) as beginning,  # over the SDK's second try too
                 self._client.chat.completions.with_streaming_response.create(
                     model=generation.model,
                     messages=(),  # they are in extra_body, past the SDK's rewriting of every part of each
                     stream=True,
                     extra_body=body_of(generation),
                 ) as response,
-                aclosing(response.http_response.aiter_bytes()) as pieces,
             ):
+                beginning.reschedule(None)
                 counted.answered = True
                 answer = CompletionStream()
-                heard_at = self._clock()
-                try:
-                    async for piece in pieces:
-                        if deltas := answer.feed(piece):
-                            yield deltas
-                        if answer.failure:
-                            raise answer.failure
-                        if answer.done:
-                            await drain(pieces)
-                            return
-                        # Comments keep a connection alive, but a server that sends nothing else has stalled.
-                        now = self._clock()
-                        if answer.heard:
-                            heard_at = now
-                        elif now - heard_at > self._stall_seconds:
-                            raise ModelBusy(f"the model server said nothing for {self._stall_seconds:g} s")
-                except BROKEN as error:
-                    answer.close(f"the model server's stream broke: {reason(error)}")
-                else:
-                    answer.close("the model server's stream ended in the middle of the answer")
+                with listening(response.http_response, self._stall_seconds) as listener:
+                    try:
+                        while piece := await listener.read():
+                            if deltas := answer.feed(piece):
+                                listener.hold()
+                                yield deltas
+                            if answer.failure:
+                                raise answer.failure
+                            if answer.done:
+                                await drain(listener)
+                                return
+                            # Comments keep a connection alive, but a server that sends nothing else has stalled.
+                            if answer.heard:
+                                listener.heard()
+                    except BROKEN as error:
+                        answer.close(self._why_broken(listener, error))
+                    else:
+                        answer.close("the model server's stream ended in the middle of the answer")
+
+    def _why_broken(self, listener: Listening, error: BaseException) -> str:
+        if listener.silent:
+            return f"the model server said nothing for {self._stall_seconds:g} s"
+        return f"the model server's stream broke: {reason(error)}"
 
     async def models(self) -> list[str]:
         """Return the ids of the models that the server lists, [] if it has no list; at most a minute old.
 
-        While the server cannot be reached the last list holds; raises `ModelBusy` if there is none.
+        While the server cannot be reached the last list holds; raises `ModelBusy` if there is none, and `KeyRefused`
+        where asking again is no use.
         """
         async with self._listing:
             if self._clock() >= self._look_at:
                 await self._look()
         if self._listed is None:
-            raise ModelBusy(self._why_unlisted)
+            raise self._why_unlisted.with_traceback(None)
         return list(self._listed)
 
     async def _look(self) -> None:
@@ -122,7 +128,7 @@ class Model:
                 self._listed = await self._list()
             self._look_at = self._clock() + LIST_SECONDS
         except ChatError as error:
-            self._why_unlisted = str(error)
+            self._why_unlisted = error
             self._look_at = self._clock() + LIST_PAUSE
 
     async def _list(self) -> list[str]:
@@ -176,9 +182,9 @@ async def open_model(settings: Settings, *, clock: Callable[[], float] = time.mo
         timeout=Timeout(settings.model_stall_seconds, connect=connect, pool=connect),
         # A proxy that compresses a stream holds tokens back until it has enough of them.
         default_headers={"Accept-Encoding": "identity"},
-        http_client=DefaultAioHttpClient(
+        http_client=DefaultAsyncHttpxClient(
             # The number of answers at once is bounded where turns are taken up, not by a queue in here.
-            limits=httpx2.Limits(max_connections=max(1_000, 2 * settings.turns_in_work)),
+            transport=AiohttpTransport(connections=max(1_000, 2 * settings.turns_in_work)),
             event_hooks={"response": [leave_waiting_to_us]},
         ),
     ) as client:
@@ -186,9 +192,8 @@ async def open_model(settings: Settings, *, clock: Callable[[], float] = time.mo
 
 
 async def leave_waiting_to_us(response: httpx2.Response) -> None:
-    """Keep the SDK from sleeping, out of sight and for up to two minutes, for as long as a server asks to wait."""
-    if "retry-after" in response.headers:
-        response.headers["x-should-retry"] = "false"
+    """Keep the SDK from asking the same server again, after a sleep of up to two minutes that nobody could see."""
+    response.headers["x-should-retry"] = "false"
 
 
 def body_of(generation: Generation) -> dict[str, Any]:
@@ -203,11 +208,11 @@ def body_of(generation: Generation) -> dict[str, Any]:
     }
 
 
-async def drain(pieces: AsyncGenerator[bytes, None]) -> None:
+async def drain(listener: Listening) -> None:
     """Read what is left of a stream that has said all, but not for long."""
     with suppress(*BROKEN):  # TimeoutError is an OSError
         async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in pieces:
+            while await listener.read():
                 pass
 
 
@@ -227,7 +232,7 @@ def refusal_of(error: APIStatusError) -> ChatError:
     status = error.status_code
     if status in {401, 403}:
         # Such a message often quotes part of the key, and it would be shown to the person who asked.
-        return BadRequest(f"the model server does not accept this worker's key (HTTP {status}): check OPENAI_API_KEY")
+        return KeyRefused(f"the model server does not accept this worker's key (HTTP {status}): check OPENAI_API_KEY")
     body = error.body if isinstance(error.body, dict) else {}
     said = body.get("message") or f"HTTP {status}"
     if is_refusal(status):

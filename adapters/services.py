@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from adapters.log_reader import LogReader, open_log_reader
-from adapters.model import Model, open_model
+from adapters.model_group import ModelGroup, open_model_group
 from adapters.token_log import TokenLog, open_token_log
 from config.settings import Settings
 
@@ -18,7 +18,7 @@ class Services:
 
     token_log: TokenLog
     log_reader: LogReader
-    model: Model
+    model: ModelGroup
 
 
 @asynccontextmanager
@@ -36,5 +36,5 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
                 on_bad_frame=on_bad_frame,
             )
         )
-        model = await stack.enter_async_context(open_model(settings))
+        model = await stack.enter_async_context(open_model_group(settings))
         yield Services(token_log=token_log, log_reader=log_reader, model=model)

@@ -84,7 +84,6 @@ class _Place:
     def forget(self, turn: LoggedTurn) -> None:
         del self.turns[turn.turn_id]
         self.floor = max(self.floor, turn.last + 1)
-        metrics.fenced_records.inc(turn.fold.dropped)
 
     def cut_off(self, why: str) -> None:
         self.ready.clear()
@@ -207,6 +206,7 @@ class TokenHub:
                 self._bad(read.partition, read.offset, read.raw, read.reason)
         for turn in touched:
             turn.touched = now
+            turn.count_dropped()
             turn.wake()
         for place in places:
             if place.waiters:

@@ -26,6 +26,5 @@ async def carry_out(order: Control, _partition: int) -> None:
         case "rename":
             await conversations.rename(order)
         case "erase":
-            for job in app.runner.jobs_of(order.conversation_id):
-                job.stopping.set()
+            app.runner.stop_all(order.conversation_id)
             await conversations.erase(order)

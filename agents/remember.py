@@ -1,21 +1,24 @@
-"""turns -> conversations: a finished turn becomes part of its conversation's context"""
+"""turns -> conversations, replays: a finished turn becomes part of its conversation's context"""
 
 from typing import Any
 
+from domain.turns import NOT_ANSWERED
 from streams.app import app
 from streams.handling import handle_each
 from streams.records import Turn
-from tables import conversations
+from tables import conversations, replays
 
 
 @app.agent(app.raw_topic(app.topics_of.turns))
 async def remember(stream: Any) -> None:
-    """Close each finished turn in the table, before the next question of its conversation is begun."""
+    """Close each finished turn in the tables, before the next question of its conversation is begun."""
     await handle_each(app, stream, Turn, close)
 
 
 async def close(turn: Turn, _partition: int) -> None:
-    """Keep the turn, unless the client keeps the context itself."""
-    if not turn.stateless:
+    """Keep the turn, unless it was refused or the client keeps the context itself; and its key in any case."""
+    await replays.keep(turn)
+    refused = turn.error is not None and turn.error.code in NOT_ANSWERED
+    if not turn.stateless and not refused:
         await conversations.close(turn)
     conversations.closed(turn.turn_id)

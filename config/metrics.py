@@ -58,9 +58,19 @@ questions_accepted = _counter(
     "headrace_questions_accepted_total",
     "How many questions has Kafka taken from this worker's clients? Compare its rate with that of the turns finished.",
 )
+replays_served = _counter(
+    "headrace_replays_served_total",
+    "How often was a request repeated under its Idempotency-Key, and answered with what its first try had made? A"
+    " rising rate is clients that do not hear our answers.",
+)
 turns_in_work = _gauge(
     "headrace_turns_in_work",
-    "How many questions does this worker hold, running or queued? At HEADRACE_TURNS_IN_WORK the rest waits in Kafka.",
+    "How many answers is this worker writing? At HEADRACE_TURNS_IN_WORK the next questions wait for a place.",
+)
+turns_held = _gauge(
+    "headrace_turns_held",
+    "How many questions wait on this worker, for their conversation or for a place? At HEADRACE_TURNS_HELD the rest"
+    " waits in Kafka: the model servers cannot keep up.",
 )
 turns_finished = _counter(
     "headrace_turns_finished_total",
@@ -138,6 +148,18 @@ model_requests_open = _gauge(
     "headrace_model_requests_open",
     "How many answers does the model server write for this worker at this moment?",
 )
+model_servers = _gauge(
+    "headrace_model_servers",
+    "Which model servers are asked (closed), left alone after failures (open), or tried again (half-open)? 1 for the"
+    " state that a server was in when it was last asked.",
+    server="host and port",
+    state="closed, open, half-open",
+)
+claim_wait = _histogram(
+    "headrace_claim_wait_seconds",
+    "How long did a new answer's first word wait in this worker for its claim to come back from the log?",
+    _ACKNOWLEDGED,
+)
 
 # -- delivery
 dead_letters = _counter(
@@ -149,6 +171,31 @@ recovery = _histogram(
     "headrace_recovery_seconds",
     "How long are conversations unavailable when partitions move here, until their tables are back?",
     (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+recovery_left = _gauge(
+    "headrace_recovery_left_records",
+    "How many changelog records does this worker still have to read before its conversations are available?",
+)
+recovered_records = _counter(
+    "headrace_recovered_records_total",
+    "How many changelog records went into this worker's tables while their conversations were unavailable?",
+)
+standbys_left = _gauge(
+    "headrace_standby_left_records",
+    "How many changelog records do this worker's standby copies still lack, of those that were there when partitions"
+    " were last assigned? Until it is 0, a takeover has to read them.",
+)
+stores_set_aside = _counter(
+    "headrace_stores_set_aside_total",
+    "How many table partitions on this worker's disk were of no use and rebuilt? More than a few damaged ones is a"
+    " disk that wants replacing.",
+    reason="damaged, foreign, ahead, truncated",
+)
+
+peer_evictions = _counter(
+    "headrace_peer_evictions_total",
+    "How many members that had fallen silent did this worker have Kafka put out of the group? Each is a worker that was"
+    " killed, frozen or cut off; if they live on, HEADRACE_PEER_SECONDS is too short for them.",
 )
 
 # -- HTTP

@@ -6,6 +6,7 @@ too. `docs/settings.md` is generated from this file (``make docs``).
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
@@ -113,10 +114,28 @@ class Settings(BaseSettings):
         description="How long Kafka waits for a silent worker before it gives its partitions to others."
         " Shorter finds a dead worker sooner; a pause longer than this costs a rebalance.",
     )
+    peer_seconds: Annotated[float, Field(ge=0, le=60)] = Field(
+        1.5,
+        description="How long another worker may be silent before this one tells Kafka that it is dead. Finds a lost"
+        " machine, of which no supervisor can tell, long before HEADRACE_SESSION_SECONDS are over; a pause longer"
+        " than this costs a rebalance. Workers beat every 0.3 s, so less than 1 is refused. 0: no worker watches.",
+    )
     drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
         0.0,
-        description="On SIGTERM, how long running answers may go on before they are handed over. 0 hands"
-        " over at once: the next worker continues them at the next token, after about a second.",
+        description="On SIGTERM, how long running answers may go on before they are handed over; meanwhile the worker"
+        " also answers new questions. 0 hands over at once: the next worker continues them at the next token, after"
+        " about a second.",
+    )
+    standbys: Annotated[int, Field(ge=0, le=10)] = Field(
+        1,
+        description="How many other workers keep a copy of each partition's tables up to date, on their disks. With"
+        " one, whoever takes over from a dead worker has the conversations already; with none, it reads them from"
+        " Kafka first.",
+    )
+    recovery_stall_seconds: Seconds = Field(
+        120.0,
+        description="How long the recovery of tables, or the sharing out of partitions, may go on without progress"
+        " before the worker ends with exit code 75, to be started again.",
     )
     idle_fetch_pause_ms: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
@@ -130,11 +149,17 @@ class Settings(BaseSettings):
         description="The model that `headrace` and turns without a model use. Empty: the first that the model"
         " server lists.",
     )
-    model_resume: Literal["auto", "prefill"] = Field(
+    model_servers: str = Field(
+        "",
+        description="Several model servers that serve the same models under the same key, separated by commas, each"
+        " with its weight if that is not 1: `3*http://a:8000/v1,http://b:8000/v1`. An answer goes to the one with the"
+        " most room, and from one that fails to another. Empty: OPENAI_BASE_URL alone.",
+    )
+    model_resume: Literal["auto", "prefill", "instruct"] = Field(
         "auto",
-        description="How an interrupted answer goes on. The text so far always goes to the server as the"
-        " start of its answer. `prefill`: the server is known to continue it. `auto`: it may also begin anew,"
-        " and what it repeats is cut off.",
+        description="How an interrupted answer goes on. `prefill`: the server continues a last message of role"
+        " assistant (vLLM, llama.cpp, SGLang). `instruct`: it is told to go on, and what it repeats is cut off."
+        " `auto`: each model is tried out beside its first answer, see docs/models.md.",
     )
     model_connect_seconds: Seconds = Field(
         5.0, description="How long to wait for a connection to the model server before trying again."
@@ -151,6 +176,12 @@ class Settings(BaseSettings):
     turn_seconds: Seconds = Field(
         600.0, description="Longest time for one answer, over all its attempts. Then it fails visibly."
     )
+    turn_claims: Positive = Field(
+        20,
+        description="How often a turn may be taken up, over all workers, before it fails visibly: a question that"
+        " kills every worker that reads it must not do so for ever. Each worker lost, and each time that a model"
+        " breaks off, is one.",
+    )
     answer_tokens: Positive = Field(
         1024, description="Most model tokens of an answer, where the client does not ask for less."
     )
@@ -166,7 +197,16 @@ class Settings(BaseSettings):
     )
     turns_in_work: Positive = Field(
         256,
-        description="Questions that one worker holds at once, running or queued. Beyond it, they wait in Kafka.",
+        description="Answers that one worker writes at once. Each tenant that asks gets an equal share of them.",
+    )
+    turns_held: Positive = Field(
+        2000,
+        description="Questions that one worker holds besides, which wait for their conversation or for their tenant's"
+        " share. Beyond it they wait in Kafka, where nobody can tell whose they are.",
+    )
+    turns_held_bytes: Positive = Field(
+        64 << 20,
+        description="How large these questions and those in work may be together, before the rest waits in Kafka.",
     )
 
     # -- the token path
@@ -181,6 +221,13 @@ class Settings(BaseSettings):
     write_seconds: Seconds = Field(
         20.0,
         description="How long a reader may take no byte before it is cut off. It can come back and misses nothing.",
+    )
+
+    events_from: Literal["log", "owner"] = Field(
+        "log",
+        description="Where a turn's events come from when another worker answers it. `log`: from any worker, which"
+        " reads them from Kafka. `owner`: a GET is sent on to the owner by 307, which spares Kafka a reader a worker."
+        " Clients must then reach each worker at its own `--web-host`, and send their key there too.",
     )
 
     # -- what an operator reads
@@ -204,6 +251,12 @@ class Settings(BaseSettings):
             raise ValueError("must be a URL that begins with http:// or https://")
         return value.rstrip("/")
 
+    @field_validator("model_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        parse_servers(value)
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _postgres(cls, value: SecretStr) -> SecretStr:
@@ -217,6 +270,13 @@ class Settings(BaseSettings):
         parse_keys(value.get_secret_value())
         return value
 
+    @field_validator("peer_seconds")
+    @classmethod
+    def _beats(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError("must be 0, or 1 at least")
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.session_tokens < self.context_tokens:
@@ -227,6 +287,24 @@ class Settings(BaseSettings):
     def keys(self) -> dict[str, tuple[str, str]]:
         """The static keys: key -> (tenant, user)."""
         return parse_keys(self.api_keys.get_secret_value())
+
+    @property
+    def model_urls(self) -> list[tuple[str, float]]:
+        """The model servers, each with its weight."""
+        return parse_servers(self.model_servers) or [(self.openai_base_url, 1.0)]
+
+
+def parse_servers(text: str) -> list[tuple[str, float]]:
+    """Return (url, weight) of each server; raises ValueError."""
+    servers = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)\*)?(https?://[^/\s]+\S*)", entry)
+        if not match or float(match[1] or 1) <= 0:
+            raise ValueError(f"{entry!r} is not a URL that begins with http:// or https://, or weight*URL")
+        servers.append((match[2].rstrip("/"), float(match[1] or 1)))
+    if len({url for url, _ in servers}) < len(servers):
+        raise ValueError("a server is named twice; give it a weight instead")
+    return servers
 
 
 def parse_keys(text: str) -> dict[str, tuple[str, str]]:
@@ -280,4 +358,5 @@ def load() -> Settings:
 
 
 def _refuse(why: str) -> NoReturn:
-    raise SystemExit(f"Headrace cannot start, because a setting is wrong:\n{why}\nSee docs/settings.md.")
+    sys.stderr.write(f"Headrace cannot start, because a setting is wrong:\n{why}\nSee docs/settings.md.\n")
+    raise SystemExit(os.EX_CONFIG)  # by which a supervisor knows that trying again is no use

@@ -1,6 +1,5 @@
 """A worker for one person on one machine, as `make up` runs it (containers have worker.sh)."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from deploy.service import Service
 
 
 class Worker(Service):
-    """The worker: web server, agents and tables. ``services`` are the variables that lead it to what we started."""
+    """The worker under its supervisor. ``services`` are the variables that lead it to what we started."""
 
     name = "worker"
     title = "Worker"
@@ -21,9 +20,6 @@ class Worker(Service):
         super().__init__(folder)
         self.port = port
         self._services = services
-        if kafka := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            # Tables remember how far they have read on the broker that they were made from, and fit no other.
-            self.data = self.data.with_name(f"worker-{hashlib.sha256(kafka.encode()).hexdigest()[:8]}")
 
     @property
     def url(self) -> str:
@@ -41,10 +37,9 @@ class Worker(Service):
         return usual | {name: value for name, value in os.environ.items() if name.startswith("HEADRACE_")}
 
     def command(self) -> Sequence[str | Path]:
-        """Return what an operator would type."""
-        faust = Path(sys.executable).with_name("faust")
+        """Return `headrace worker`, so that a worker that dies is started again at once."""
         listen = ["--web-host", LOOPBACK, "--web-port", str(self.port)]
-        return [faust, "--quiet", "--datadir", self.data, "-A", "streams.app", "worker", "-l", "info", *listen]
+        return [sys.executable, "-m", "streams.supervisor", "worker", "--datadir", self.data, *listen]
 
     def ready(self) -> bool:
         """Return whether it takes questions."""

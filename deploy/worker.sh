@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts a worker in a container: it listens everywhere, and tells other workers the container's own name.
-# --quiet spares the log Faust's banner. Further arguments go to `faust worker`.
+# Starts a worker and its supervisor in a container: it listens everywhere, and tells other workers the container's own
+# name. The supervisor may be the first process: it passes signals on and reaps.
 set -eu
-exec faust --quiet --datadir /data -A streams.app worker -l info \
+exec headrace worker --datadir /data \
   --web-bind 0.0.0.0 --web-host "$(hostname)" --web-port 6066 "$@"

@@ -4,10 +4,12 @@ ChatError
 ├── Retriable             the same call may work soon: back off and repeat
 │   ├── ModelBusy         429, 5xx, refused, time-out, broken or stalled stream
 │   ├── LogUnavailable    Kafka did not take or return a record in time
+│   ├── StoreUnavailable  this worker's disk does not take or return a row
 │   └── NotOwner          another worker owns the conversation's partition, or a rebalance is going on
 └── Rejected              it never will work: dead-letter it and tell the user why
     ├── BadRecord         a record on a topic that cannot be decoded
     ├── BadRequest        the model server refuses this request, whoever sends it again
+    │   └── KeyRefused    it refuses this worker's key; another server may take it
     ├── Expired           the log was asked for what it has deleted already
     └── TurnFailed        the turn cannot be finished within its attempts or its time
 """
@@ -41,6 +43,12 @@ class LogUnavailable(Retriable):
     code = "log_unavailable"
 
 
+class StoreUnavailable(Retriable):
+    """This worker's disk does not take or return a row."""
+
+    code = "store_unavailable"
+
+
 class NotOwner(Retriable):
     """This worker does not hold the conversation's partition now."""
 
@@ -63,6 +71,12 @@ class BadRequest(Rejected):
     """The model server refused the request itself (a 4xx other than 408, 409 and 429)."""
 
     code = "model_refused"
+
+
+class KeyRefused(BadRequest):
+    """The model server does not accept this worker's key."""
+
+    code = "model_key_refused"
 
 
 class Expired(Rejected):

@@ -1,4 +1,4 @@
-"""Builds what the model reads: instructions, the turns that led here, the question, and the text so far."""
+"""Builds what the model reads: instructions, the turns that led here, and the question."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,10 +39,3 @@ def for_client(prompt: Prompt, messages: Sequence[Message], *, bare: bool) -> li
     if bare or any(message.get("role") in ("system", "developer") for message in messages):
         return list(messages)
     return [{"role": "system", "content": prompt.text}, *messages]
-
-
-def continued(messages: Sequence[Message], text_so_far: str) -> list[Message]:
-    """Return the messages with the text so far as the beginning of the model's answer (prefill)."""
-    if not text_so_far:
-        return list(messages)
-    return [*messages, {"role": "assistant", "content": text_so_far}]

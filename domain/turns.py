@@ -1,12 +1,17 @@
 """The life of a turn: its statuses, and what its end says."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from domain.generation import Usage
 
 Status = Literal["queued", "running", "completed", "stopped", "failed", "handed_over"]
 Outcome = Literal["completed", "stopped", "failed", "handed_over"]
+
+# Codes of failures that end a turn before a model was asked. Such a turn does not become part of its conversation.
+CONVERSATION_BUSY: Final = "conversation_busy"
+DUPLICATE_REQUEST: Final = "duplicate_request"
+NOT_ANSWERED: Final = frozenset({CONVERSATION_BUSY, DUPLICATE_REQUEST})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,13 @@ that opens `adapters.services`, before any agent or view starts.
 
 import asyncio
 import gc
+import os
+import resource
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import ip_address
-from socket import gethostname
 from time import monotonic, time
 from typing import Any, Final, NoReturn, cast
 
@@ -21,22 +24,25 @@ from faust.types.transports import TransportT
 from faust.web.drivers.aiohttp import Web as FaustWeb
 from yarl import URL
 
-from adapters.group import evict
+from adapters.group import client_id, evict
 from adapters.kafka_admin import ensure_topics
 from adapters.services import Services, open_services
 from config import logging, metrics, settings
 from config.settings import Settings
-from domain.errors import ChatError, LogUnavailable, NotOwner
-from streams.delivery import pause_after_empty_fetches, safe_transport
+from domain.errors import ChatError, LogUnavailable, NotOwner, Retriable
+from streams.delivery import SafeConsumer, follow_moved_leaders, pause_after_empty_fetches, safe_transport
+from streams.peer_watch import PeerWatch, open_peer_watch
 from streams.records import DeadLetter, Wire, encode
-from streams.topics import Topics, TopicSpec, partition_of
-from streams.turn_runner import TurnRunner
+from streams.table_recovery import ChangelogTables, TableRecovery
+from streams.topics import Topics, TopicSpec, changelog, partition_of
+from streams.turn_runner import UNKNOWN, Limits, TurnRunner
 
 log = structlog.get_logger(__name__)
 
 # Leaf modules, by name: Faust's discovery of a whole package only warns when a module in it fails to import.
 MODULES: Final = (
     "tables.conversations",
+    "tables.replays",
     "agents.answer",
     "agents.control",
     "agents.remember",
@@ -45,6 +51,8 @@ MODULES: Final = (
 
 PUBLISH_SECONDS = 30.0
 CLOSE_STREAMS_SECONDS = 5.0
+LEAVE_SECONDS = 15.0  # closing tables and streams takes 3 s
+STEPPED_BACK: Final = os.EX_TEMPFAIL  # it may work again later, unlike a wrong setting
 GC_THRESHOLDS = (20_000, 10, 20)  # Python's own is 700 new objects: fifteen times a second at 10,000 tokens a second
 
 OnWeb = Callable[[aiohttp.web.Application], None]
@@ -69,12 +77,18 @@ class ChatApp(faust.App):
     def __init__(self, chat_settings: Settings, **options: Any) -> None:
         self.settings = chat_settings
         self.topics_of = Topics.of(chat_settings)
-        self.runner = TurnRunner(self, limit=chat_settings.turns_in_work)
+        self.runner = TurnRunner(
+            self, Limits(chat_settings.turns_in_work, chat_settings.turns_held, chat_settings.turns_held_bytes)
+        )
         self._register_web: list[OnWeb] = []
+        self._peer_watch: PeerWatch | None = None
         self._open = False
+        self._stepping_back = False
+        self._leaving = False
         self._rebalancing_since = monotonic()
         super().__init__(chat_settings.group, **options)
-        metrics.turns_in_work.set_function(lambda: len(self.runner))
+        metrics.turns_in_work.set_function(lambda: self.runner.running)
+        metrics.turns_held.set_function(lambda: self.runner.held)
         self.on_partitions_assigned.connect(cast("Any", self._follow_assignment), weak=False)  # Faust's signal types
 
     # -- what the delivery layer asks (streams.turn_runner.Group)
@@ -83,6 +97,35 @@ class ChatApp(faust.App):
     def generation(self) -> int:
         """Return the number of the current assignment."""
         return self.consumer_generation_id
+
+    def delivers_from(self, partition: int) -> int:
+        """Return the offset where this assignment's delivery of questions began, -1 while that is not known."""
+        if self.rebalancing:
+            return UNKNOWN
+        return self._delivery.delivers_from.get(TP(self.topics_of.questions.name, partition), UNKNOWN)
+
+    def hold_back(self) -> None:
+        """Fetch no more questions. What was fetched still comes: to pause a partition in Faust would drop it."""
+        for tp in self._questions():
+            self._delivery.on_buffer_full(tp)
+
+    def go_on(self) -> None:
+        """Fetch questions again."""
+        for tp in self._questions():
+            self._delivery.on_buffer_drop(tp)
+
+    def _questions(self) -> list[TP]:
+        return [tp for tp in self._assignment or () if tp.topic == self.topics_of.questions.name]
+
+    @property
+    def _delivery(self) -> SafeConsumer:
+        return cast("SafeConsumer", self.consumer)
+
+    @property
+    def member_id(self) -> str:
+        """Return what Kafka calls us in the group, "" outside of it. May be asked from any thread."""
+        consumer = self._delivery._thread._consumer
+        return str(consumer._coordinator.member_id) if consumer is not None else ""
 
     # -- topics
 
@@ -156,7 +199,7 @@ class ChatApp(faust.App):
 
     def owned(self) -> set[int]:
         """Return the partitions of questions that this worker holds, also in the middle of a rebalance."""
-        return {tp.partition for tp in self._assignment or () if tp.topic == self.topics_of.questions.name}
+        return {tp.partition for tp in self._questions()}
 
     def owner_url(self, partition: int) -> URL | None:
         """Return where a partition's owner listens, None for this worker; raises `NotOwner` while nobody owns it."""
@@ -183,13 +226,41 @@ class ChatApp(faust.App):
         """Return "" when this worker can take questions, else what it waits for."""
         if not self._open:
             return "connections are being opened"
-        if self.should_stop:
+        if self._leaving or self.should_stop:
             return "shutting down"
+        if reading := self.recovery.describe():
+            return f"tables are being recovered: {reading}"
         if self.rebalancing:
             return "partitions are being assigned and tables recovered"
         if not self.tables.actives_ready:
             return "tables are being recovered"
         return ""
+
+    # -- tables
+
+    @property
+    def recovery(self) -> TableRecovery:
+        """Return what brings the tables back after a rebalance."""
+        return cast("ChangelogTables", self.tables).recovery
+
+    def step_back(self, why: str) -> None:
+        """End this worker in order, because it can do no good here and now: others take its partitions over.
+
+        The exit code tells a supervisor to start it again, after a pause.
+        """
+        if self._stepping_back or self.should_stop:
+            return
+        self._stepping_back = True
+        log.critical("worker steps back", reason=why)
+        # What made it step back may also keep it from ending in order.
+        self._end_within(self.settings.drain_seconds + LEAVE_SECONDS)
+        _ = self.add_future(self.crash(SystemExit(STEPPED_BACK)))
+
+    def _end_within(self, seconds: float) -> None:
+        """End the process in any case, without another word if need be: what is not acknowledged is not lost."""
+        deadline = threading.Timer(seconds, os._exit, [STEPPED_BACK])
+        deadline.daemon = True
+        deadline.start()
 
     # -- start and stop
 
@@ -206,21 +277,34 @@ class ChatApp(faust.App):
 
     def on_init_dependencies(self) -> Iterable[Any]:
         """Name this worker to Kafka, now that its port is known and before anything connects."""
-        self.conf.broker_client_id = f"{self.settings.group}-{gethostname()}-{self.conf.web_port}"
+        self.conf.broker_client_id = client_id(self.settings.group, self.conf.web_port)
         return super().on_init_dependencies()
 
     async def on_start(self) -> None:
         """Check the settings against the world, and open every connection, before anything else starts."""
         await super().on_start()
+        raise_open_files()
         self._check_address()
+        # With the changelogs: one that Faust creates while the group is sharing out is left out of that assignment,
+        # and its table has no owner until the next.
+        changelogs = [changelog(table.changelog_topic_name, self.settings) for table in self.tables.values()]
         try:
-            await ensure_topics(self.settings.kafka_bootstrap_servers, self.topics_of.all())
+            await ensure_topics(self.settings.kafka_bootstrap_servers, [*self.topics_of.all(), *changelogs])
         except ChatError as error:
-            refuse(str(error))
+            refuse(str(error), os.EX_TEMPFAIL if isinstance(error, Retriable) else os.EX_CONFIG)
         await self._evict_former_life()
         self.services = await self.add_async_context(
             open_services(self.settings, self.topics_of.tokens.name, self._on_bad_frame)
         )
+        if self.settings.peer_seconds:
+            self._peer_watch = await self.add_async_context(
+                open_peer_watch(
+                    self.settings,
+                    self.topics_of.workers.name,
+                    client_id=self.conf.broker_client_id,
+                    member=lambda: self.member_id,
+                )
+            )
         self._open = True
 
     async def _evict_former_life(self) -> None:
@@ -274,16 +358,36 @@ class ChatApp(faust.App):
         owned = {tp.partition for tp in assigned if tp.topic == self.topics_of.questions.name}
         await self.runner.keep(owned)
         await self.services.token_log.own(owned)
+        if self._peer_watch is not None:
+            # Who owns everything is alone, unless there is so little to own that others may have nothing.
+            self._peer_watch.accompany(len(owned) < self.settings.partitions or self.settings.partitions == 1)
         log.info("partitions assigned", partitions=sorted(owned), generation=self.generation)
 
-    async def _hand_over(self) -> None:
-        await self.runner.hand_over(self.settings.drain_seconds)
+    async def stop(self) -> None:
+        """Let running answers come to their end first, for HEADRACE_DRAIN_SECONDS; then hand over what is left.
+
+        Meanwhile this worker stays in the group and answers new questions, too: once it left, others would take the
+        running answers from it, and as long as it stayed and did not answer, new ones would wait (up to 6.2 s of 10).
+        """
+        if self._open and not (self._leaving or self._stepping_back or self.crashed):
+            self._leaving = True
+            await self.runner.drain(self.settings.drain_seconds)
+            # A Kafka that is away keeps Faust from ever ending, and perhaps nobody is left to kill this process.
+            self._end_within(LEAVE_SECONDS)
+        await super().stop()
 
     def _new_transport(self) -> TransportT:
-        return safe_transport(self, self._hand_over)
+        return safe_transport(self, self.runner.hand_over)
 
     def _new_web(self) -> FaustWeb:
         return ChatWeb(self)
+
+
+def raise_open_files() -> None:
+    """Allow as many open files as the operator lets us: each stream is one, and the usual limit of 1024 is soft."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def now_ms() -> int:
@@ -299,22 +403,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refuse(why: str) -> NoReturn:
-    """End the process with a reason that a person understands, and without a traceback."""
+def refuse(why: str, exit_code: int = os.EX_CONFIG) -> NoReturn:
+    """End the process with a reason that a person understands, and without a traceback.
+
+    The exit code tells a supervisor whether to try again: a wrong setting stays wrong.
+    """
     log.critical("worker cannot start", reason=why)
     sys.stderr.write(f"Headrace cannot start: {why}\n")
     sys.stderr.flush()
-    raise SystemExit(1)
+    raise SystemExit(exit_code)
 
 
 def create_app(chat_settings: Settings) -> ChatApp:
     """Return the app. Connects to nothing."""
+    follow_moved_leaders()
     if chat_settings.idle_fetch_pause_ms:
         pause_after_empty_fetches(chat_settings.idle_fetch_pause_ms)
     return ChatApp(
         chat_settings,
         broker=[f"kafka://{broker}" for broker in chat_settings.kafka_bootstrap_servers.split(",")],
         store="rocksdb://?driver=rocksdict",
+        TableManager=ChangelogTables,
+        table_standby_replicas=chat_settings.standbys,
         origin="streams.app",
         logging_config=logging.for_faust(chat_settings.log_format),
         autodiscover=MODULES,

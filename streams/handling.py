@@ -1,22 +1,30 @@
-"""The loop of an agent that takes one record at a time: decode, handle, acknowledge, and lose nothing.
+"""The loop of an agent that handles records: decode, handle, acknowledge, and lose nothing.
 
 Faust acknowledges an event whose handler raised, and so loses it. Here a handler is tried again until it
 works, or its record goes to the dead letters; only then is the event acknowledged.
+
+Records of one conversation are handled in order, those of several side by side: a handler waits for Kafka to
+acknowledge the rows that it wrote, and one after the other a worker would close ten turns a second.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
-from domain.errors import Rejected, Retriable
+from domain.backoff import pause
+from domain.errors import Rejected
+from streams.patience import MAX_ATTEMPTS, may_pass
 from streams.records import Wire, decode
-from streams.turn_runner import LONGEST_BACK_OFF, MAX_ATTEMPTS, Event
+from streams.turn_runner import Event
 
 log = structlog.get_logger(__name__)
 
 W = TypeVar("W", bound=Wire)
+
+AT_ONCE: Final = 100
 
 
 class App(Protocol):
@@ -39,35 +47,59 @@ class App(Protocol):
 
 
 async def handle_each(app: App, stream: Any, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> None:
-    """Give each record of the stream, and its partition, to ``handle``, in order."""
+    """Give each record of the stream, and its partition, to ``handle``, in order within a conversation."""
     stream = stream.noack()
-    async for event in stream.events():
+    latest: dict[bytes, asyncio.Task[None]] = {}  # by conversation
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def handle_next(event: Event, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
         if await _handled(app, event, kind, handle):
             await stream.ack(event)
+
+    def leave(key: bytes, task: asyncio.Task[None]) -> None:
+        room.release()
+        if latest.get(key) is task:
+            del latest[key]
+
+    async with asyncio.TaskGroup() as tasks:
+        async for event in stream.events():
+            await room.acquire()
+            task = latest[event.key] = tasks.create_task(handle_next(event, latest.get(event.key)))
+            task.add_done_callback(partial(leave, event.key))
 
 
 async def _handled(app: App, event: Event, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> bool:
     """Return False if the event belongs to an older assignment by now, and so is delivered again."""
-    message, attempt = event.message, 0
+    message = event.message
+    attempt = unforeseen = 0
     while message.generation_id == app.generation:
         attempt += 1
         await app.settled()
         try:
             await handle(decode(event.value, kind), message.partition)
             return True
-        except Retriable as error:
-            log.warning("record will be handled again", topic=message.topic, offset=message.offset, reason=str(error))
+        except Rejected as error:
+            return await _set_aside(app, event, error)
         except Exception as error:
-            if isinstance(error, Rejected) or attempt >= MAX_ATTEMPTS:
+            if may_pass(error):
+                log.warning(
+                    "record will be handled again", topic=message.topic, offset=message.offset, reason=repr(error)
+                )
+            else:
+                unforeseen += 1
+                log.exception("record met an unforeseen error", topic=message.topic, offset=message.offset)
+            if unforeseen >= MAX_ATTEMPTS:
                 return await _set_aside(app, event, error)
-            log.exception("record met an unforeseen error", topic=message.topic, offset=message.offset)
-        await asyncio.sleep(min(0.05 * 2**attempt, LONGEST_BACK_OFF))
+        await asyncio.sleep(pause(attempt, first=0.1))
     return False
 
 
 async def _set_aside(app: App, event: Event, error: Exception) -> bool:
-    message = event.message
-    while True:
+    message, attempt = event.message, 0
+    while message.generation_id == app.generation:
+        attempt += 1
         try:
             await app.dead_letter(
                 topic=message.topic,
@@ -77,8 +109,9 @@ async def _set_aside(app: App, event: Event, error: Exception) -> bool:
                 key=event.key,
                 value=event.value,
             )
-        except Retriable:
-            log.warning("dead letter will be written again", topic=message.topic, offset=message.offset)
-            await asyncio.sleep(1)
-        else:
             return True
+        except Exception:
+            # Raised from here, it would end the agent, and Faust would acknowledge the record.
+            log.exception("dead letter will be written again", topic=message.topic, offset=message.offset)
+        await asyncio.sleep(pause(attempt))
+    return False

@@ -27,6 +27,8 @@ class Question(Wire, frozen=True, kw_only=True):
     ``messages``: the whole context where the client keeps it itself (OpenAI's chat completions); the turn
     then leaves the conversation's session context alone.
     ``beside``: the turn that this one is a new branch of (regenerate, edit).
+    ``replay_key``: which request this answers, where its client may repeat it: a hash of tenant, user, route and
+    Idempotency-Key. ``fingerprint``: a hash of its body, which a repetition has to share.
     """
 
     turn_id: str
@@ -42,12 +44,15 @@ class Question(Wire, frozen=True, kw_only=True):
     beside: str = ""
     metadata: dict[str, Any] = {}
     request_id: str = ""
+    replay_key: str = ""
+    fingerprint: str = ""
 
 
 class Control(Wire, frozen=True, kw_only=True):
     """Something to do at once with a conversation or a running turn; never queued behind an answer.
 
     ``create`` (title, metadata), ``rename`` (title, metadata) and ``erase`` a conversation; ``stop`` a turn.
+    ``fingerprint``: a hash of the body that asked to create it, where its client may repeat that.
     """
 
     action: Literal["create", "rename", "erase", "stop"]
@@ -58,10 +63,11 @@ class Control(Wire, frozen=True, kw_only=True):
     turn_id: str = ""
     title: str | None = None
     metadata: dict[str, Any] | None = None
+    fingerprint: str = ""
 
 
 class Turn(Wire, frozen=True, kw_only=True):
-    """A finished turn. Times are Unix milliseconds."""
+    """A finished turn. Times are Unix milliseconds. ``replay_key`` and ``fingerprint`` are its question's."""
 
     turn_id: str
     conversation_id: str
@@ -82,6 +88,8 @@ class Turn(Wire, frozen=True, kw_only=True):
     prompt: str = ""
     stateless: bool = False
     metadata: dict[str, Any] = {}
+    replay_key: str = ""
+    fingerprint: str = ""
 
 
 class DeadLetter(Wire, frozen=True, kw_only=True):

@@ -11,17 +11,19 @@ from aiokafka.partitioner import murmur2
 
 from config.settings import Settings
 
-DAY: Final = 86_400.0
+HOUR: Final = 3_600.0
+DAY: Final = 24 * HOUR
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic as it is created. ``retention`` in seconds."""
+    """A topic as it is created. ``retention`` in seconds; of a compacted topic, that of its deletions."""
 
     name: str
     partitions: int
     replication: int
     retention: float
+    compacted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Topics:
     tokens: TopicSpec
     turns: TopicSpec
     dead_letters: TopicSpec
+    workers: TopicSpec
 
     @classmethod
     def of(cls, settings: Settings) -> "Topics":
@@ -47,11 +50,18 @@ class Topics:
             tokens=topic("chat.tokens.v1", settings.tokens_days),
             turns=topic("chat.turns.v1", settings.turns_days),
             dead_letters=topic("chat.dead-letters.v1", settings.turns_days),
+            # Beats, which everyone writes and reads, so they are in one partition. Nobody reads an old one.
+            workers=TopicSpec(settings.topic_prefix + "chat.workers.v1", 1, settings.replication, HOUR),
         )
 
     def all(self) -> list[TopicSpec]:
-        """Return all topics."""
-        return [self.questions, self.controls, self.tokens, self.turns, self.dead_letters]
+        """Return all topics but the changelogs of tables."""
+        return [self.questions, self.controls, self.tokens, self.turns, self.dead_letters, self.workers]
+
+
+def changelog(name: str, settings: Settings) -> TopicSpec:
+    """Return the changelog of a table. A worker that was away for less than a month hears of every deleted row."""
+    return TopicSpec(name, settings.partitions, settings.replication, 30 * DAY, compacted=True)
 
 
 def partition_of(conversation_id: str, partitions: int) -> int:

@@ -1,25 +1,36 @@
 """Runs questions as tasks: in order within a conversation, side by side across conversations, through rebalances.
 
-A question's `Job` starts when its event arrives and is acknowledged when its handler is done. In between the
-group may rebalance as often as it likes: the job goes on, Kafka delivers its event again, and the job adopts
-it, because only an event of the current generation can be acknowledged. Jobs of lost partitions are cancelled
-without acknowledgement: the next owner takes them up from the log.
+A question's `Job` is taken when its event arrives, runs when it is first in its conversation and its tenant is due
+(`domain.fair_queue`), and is acknowledged when its handler is done. In between the group may rebalance as often as
+it likes: the job goes on, Kafka delivers its event again, and the job adopts it, because only an event of the
+current generation can be acknowledged. Jobs of lost partitions are cancelled without acknowledgement: the next
+owner takes them up from the log.
+
+The invariants: **no event is acknowledged before its question is answered or set aside**; a conversation's turns
+are finished in the order of its questions; at most `Limits.running` jobs ask a model, and beyond `Limits.held` or
+`Limits.held_bytes` no more is fetched. What is not to be answered (it was stopped while it waited, or it is
+refused) is ended at once, and needs no place.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
-from domain.errors import Rejected, Retriable
+from domain.backoff import pause
+from domain.errors import Rejected
+from domain.fair_queue import FairQueue
+from domain.turns import CONVERSATION_BUSY, DUPLICATE_REQUEST, Failure
+from streams.patience import MAX_ATTEMPTS, may_pass
 from streams.records import Question, decode
 
 log = structlog.get_logger(__name__)
 
-MAX_ATTEMPTS = 5  # of a handler that fails for a reason nobody foresaw
-LONGEST_BACK_OFF = 10.0
 MAX_STOPS = 1000  # remembered for questions that have not arrived; the oldest are of turns long ended
+CANCEL_SECONDS = 2.0
+UNKNOWN = -1
 
 
 class Message(Protocol):
@@ -63,7 +74,7 @@ class Stream(Protocol):
 
 
 class Group(Protocol):
-    """What the runner needs to know of the consumer group."""
+    """What the runner needs to know of the consumer group, and to ask of it."""
 
     @property
     def generation(self) -> int:
@@ -75,23 +86,65 @@ class Group(Protocol):
         """Return True from the start of a rebalance until the tables have recovered."""
         ...
 
+    def delivers_from(self, partition: int) -> int:
+        """Return the offset where this assignment's delivery began, -1 while that is not known."""
+        ...
+
+    def hold_back(self) -> None:
+        """Fetch no more questions. What is fetched already still comes; a rebalance ends it."""
+        ...
+
+    def go_on(self) -> None:
+        """Fetch questions again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many questions may run, and how many more may be here and wait for that."""
+
+    running: int
+    held: int
+    held_bytes: int
+
 
 class Job:
-    """One question in work. ``stopping`` is set when somebody asked to stop its answer."""
+    """One question in work.
 
-    __slots__ = ("done", "event", "partition", "question", "stopping", "task")
+    ``stopping`` is set when somebody asked to stop its answer, ``refusal`` when it must not be answered at all;
+    either way it may run before its time. ``first`` is set when no turn before it in its conversation is open:
+    only then may its turn be closed. ``answering``: it is known not to have ended before this worker had it.
+    """
+
+    __slots__ = (
+        "answering",
+        "done",
+        "event",
+        "first",
+        "has_place",
+        "partition",
+        "question",
+        "refusal",
+        "stopping",
+        "task",
+    )
 
     def __init__(self, event: Event, question: Question) -> None:
         self.event = event
         self.question = question
         self.partition = event.message.partition
         self.stopping = asyncio.Event()
+        self.first = asyncio.Event()
+        self.refusal: Failure | None = None
+        self.answering = False
+        self.has_place = False
         self.done = False
         self.task: asyncio.Task[None] | None = None
 
 
 Handler = Callable[[Job], Awaitable[None]]
 GiveUp = Callable[[Event, Question | None, Exception], Awaitable[None]]
+Place = tuple[int, int]
 
 
 class TurnRunner:
@@ -99,43 +152,78 @@ class TurnRunner:
 
     ``handler`` answers a job; ``give_up`` is called once with what it could not do (a record that cannot be
     decoded, a `Rejected`, or the last of `MAX_ATTEMPTS` unforeseen errors) and makes that visible.
-    ``limit`` bounds the jobs that are held at once: beyond it, events wait in Kafka.
     """
 
-    def __init__(self, group: Group, *, limit: int) -> None:
+    def __init__(self, group: Group, limits: Limits) -> None:
         self.group = group
-        self.limit = limit
+        self.limits = limits
         self.handler: Handler
         self.give_up: GiveUp
-        self._jobs: dict[tuple[int, int], Job] = {}
-        self._lanes: dict[str, list[Job]] = {}  # by conversation
+        self.running = 0
+        self._jobs: dict[Place, Job] = {}  # those that are done stay until they can be acknowledged
+        self._lanes: dict[str, list[Job]] = {}  # by conversation, those that are not done
+        self._due: FairQueue[Job] = FairQueue()
         self._stream: Stream | None = None
-        self._room = asyncio.Event()
+        self._open = 0
+        self._bytes = 0
+        self._holding_back = False
+        self._taken: dict[int, tuple[int, int]] = {}  # by partition: generation, next offset
         self._stops: dict[str, None] = {}
 
     # -- what others ask
 
     def in_work(self, conversation_id: str) -> list[Question]:
         """Return a conversation's questions that are running or queued here, in order."""
-        return [job.question for job in self.jobs_of(conversation_id) if not job.done]
+        return [job.question for job in self._lanes.get(conversation_id, ())]
 
-    def jobs_of(self, conversation_id: str) -> list[Job]:
-        """Return a conversation's jobs, in order."""
-        return list(self._lanes.get(conversation_id, ()))
+    def by_key(self, conversation_id: str, replay_key: str) -> Question | None:
+        """Return the first question in work here that was asked under this key."""
+        return next((found for found in self.in_work(conversation_id) if found.replay_key == replay_key), None)
+
+    def position(self, partition: int) -> int:
+        """Return the offset below which every question of a partition is in work here, or finished; -1 if unknown."""
+        start = self.group.delivers_from(partition)
+        generation, taken = self._taken.get(partition, (UNKNOWN, UNKNOWN))
+        return max(start, taken) if start >= 0 and generation == self.group.generation else start
 
     def stop(self, turn_id: str) -> bool:
         """Ask a turn to stop. One that is not here yet is stopped when it arrives (controls can overtake)."""
-        found = [job for job in self._jobs.values() if job.question.turn_id == turn_id]
+        found = [job for lane in self._lanes.values() for job in lane if job.question.turn_id == turn_id]
         for job in found:
-            job.stopping.set()
+            self._stop(job)
         if not found:
             self._stops[turn_id] = None
             while len(self._stops) > MAX_STOPS:
                 del self._stops[next(iter(self._stops))]
         return bool(found)
 
+    def stop_all(self, conversation_id: str) -> None:
+        """Ask all turns of a conversation to stop."""
+        for job in self.jobs_of(conversation_id):
+            self._stop(job)
+
+    def jobs_of(self, conversation_id: str) -> list[Job]:
+        """Return a conversation's jobs, in order."""
+        return list(self._lanes.get(conversation_id, ()))
+
+    def answers(self, job: Job) -> None:
+        """Take note that a turn is going to be answered here: what must not wait behind one is refused now.
+
+        Until then it may be one that ended long ago, and was delivered again because it could not be committed.
+        """
+        job.answering = True
+        lane = self.jobs_of(job.question.conversation_id)
+        for number, other in enumerate(lane):
+            if other.task is None:
+                self._refuse(other, lane[:number])
+
+    @property
+    def held(self) -> int:
+        """Return how many questions are here and wait."""
+        return self._open - self.running
+
     def __len__(self) -> int:
-        return sum(not job.done for job in self._jobs.values())
+        return self._open
 
     # -- the stream
 
@@ -146,71 +234,131 @@ class TurnRunner:
             await self._take(event)
 
     async def _take(self, event: Event) -> None:
-        at = (event.message.partition, event.message.offset)
-        job = self._jobs.get(at)
+        message = event.message
+        if message.generation_id != self.group.generation:
+            return  # a rebalance came meanwhile: it is delivered again
+        job = self._jobs.get((message.partition, message.offset))
         if job is not None:
             job.event = event  # delivered again after a rebalance: the work went on meanwhile
             if job.done:
                 await self._acknowledge(job)
-            return
-        try:
-            question = decode(event.value, Question)
-        except Rejected as error:
-            await self._set_aside(event, error)
-            return
-        while len(self) >= self.limit:
-            self._room.clear()
-            await self._room.wait()
-        if event.message.generation_id != self.group.generation:
-            return  # a rebalance came while we waited: it is delivered again
-        self._begin(at, Job(event, question))
+        else:
+            try:
+                self._begin(Job(event, decode(event.value, Question)))
+            except Rejected as error:
+                await self._set_aside(event, error)
+        if message.generation_id is not None:
+            self._taken[message.partition] = (message.generation_id, message.offset + 1)
 
-    def _begin(self, at: tuple[int, int], job: Job) -> None:
-        lane = self._lanes.setdefault(job.question.conversation_id, [])
+    def _begin(self, job: Job) -> None:
+        question = job.question
+        lane = self._lanes.setdefault(question.conversation_id, [])
         ahead = list(lane)
-        if job.question.on_busy == "replace":
-            for other in ahead:
-                other.stopping.set()
-        if job.question.turn_id in self._stops:
-            del self._stops[job.question.turn_id]
-            job.stopping.set()
-        self._jobs[at] = job
+        self._jobs[_place(job)] = job
+        self._open += 1
+        self._bytes += len(job.event.value)
         lane.append(job)
-        job.task = asyncio.create_task(self._work(job, ahead[-1].task if ahead else None))
-        job.task.add_done_callback(lambda _: self._leave(job))
+        if len(lane) == 1:
+            self._come_first(job)
+        if question.on_busy == "replace":
+            for other in ahead:
+                if other.question.turn_id != question.turn_id:
+                    self._stop(other)
+        if question.turn_id in self._stops:
+            del self._stops[question.turn_id]
+            self._stop(job)
+        self._refuse(job, ahead)
+        self._fill()
+        self._press()
 
-    def _leave(self, job: Job) -> None:
+    def _refuse(self, job: Job, others: list[Job]) -> None:
+        """Refuse a question that must not wait behind one of these, or repeats it under the same key."""
+        job.refusal = _refusal(job.question, others)
+        if job.refusal is not None and job.task is None:
+            self._start(job)
+
+    def _stop(self, job: Job) -> None:
+        job.stopping.set()
+        if job.task is None:
+            self._start(job)
+
+    # -- who is next
+
+    def _come_first(self, job: Job) -> None:
+        job.first.set()
+        if job.task is None:
+            self._due.push(job.question.tenant, job)
+
+    def _fill(self) -> None:
+        while self.running < self.limits.running and (job := self._due.pop()) is not None:
+            job.has_place = True
+            self.running += 1
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        if not job.has_place:
+            self._due.discard(job.question.tenant, job)
+        job.task = asyncio.create_task(self._work(job))
+
+    def _remove(self, job: Job) -> None:
+        """Take an open job out of its conversation; whoever calls this fills the place."""
         lane = self._lanes[job.question.conversation_id]
         lane.remove(job)
         if not lane:
             del self._lanes[job.question.conversation_id]
-        self._room.set()
+        elif not lane[0].first.is_set():
+            self._come_first(lane[0])
+        if job.has_place:
+            self.running -= 1
+            self._due.release(job.question.tenant)
+        else:
+            self._due.discard(job.question.tenant, job)
+        self._open -= 1
+        self._bytes -= len(job.event.value)
 
-    async def _work(self, job: Job, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+    def _press(self) -> None:
+        """Hold Kafka back at the bounds, until half of what may be held is free."""
+        held, size = self.held, self._bytes
+        if held >= self.limits.held or size >= self.limits.held_bytes:
+            self._holding_back = True
+            self.group.hold_back()
+        elif self._holding_back and held <= self.limits.held // 2 and size <= self.limits.held_bytes // 2:
+            self._holding_back = False
+            self.group.go_on()
+
+    # -- the work
+
+    async def _work(self, job: Job) -> None:
         await self._attempt(job)
         job.done = True
-        self._room.set()
+        self._remove(job)
+        self._fill()
+        self._press()
         await self._acknowledge(job)
 
     async def _attempt(self, job: Job) -> None:
         """Answer, however often it takes. Nothing is raised: a question is never acknowledged unanswered."""
-        attempt = 0
+        attempt = unforeseen = 0
         while True:
             attempt += 1
             try:
                 return await self.handler(job)
-            except Retriable as error:
-                turn_id = job.question.turn_id
-                log.warning("turn will be tried again", turn_id=turn_id, attempt=attempt, reason=str(error))
             except Rejected as error:
-                return await self._set_aside(job.event, error, job.question)
+                return await self._give_up(job, error)
             except Exception as error:
-                log.exception("turn met an unforeseen error", turn_id=job.question.turn_id, attempt=attempt)
-                if attempt >= MAX_ATTEMPTS:
-                    return await self._set_aside(job.event, error, job.question)
-            await asyncio.sleep(min(0.1 * 2**attempt, LONGEST_BACK_OFF))
+                turn_id = job.question.turn_id
+                if may_pass(error) or self.group.rebalancing:
+                    log.warning("turn will be tried again", turn_id=turn_id, attempt=attempt, reason=repr(error))
+                else:
+                    unforeseen += 1
+                    log.exception("turn met an unforeseen error", turn_id=turn_id, attempt=attempt)
+                if unforeseen >= MAX_ATTEMPTS:
+                    return await self._give_up(job, error)
+            await asyncio.sleep(pause(attempt))
+
+    async def _give_up(self, job: Job, error: Exception) -> None:
+        await job.first.wait()  # its turn is closed as failed, behind the one before it
+        await self._set_aside(job.event, error, job.question)
 
     async def _set_aside(self, event: Event, error: Exception, question: Question | None = None) -> None:
         attempt = 0
@@ -222,15 +370,14 @@ class TurnRunner:
             except Exception:
                 # Until it is set aside visibly, it is not acknowledged.
                 log.exception("could not set a question aside", offset=event.message.offset, attempt=attempt)
-            await asyncio.sleep(min(0.1 * 2**attempt, LONGEST_BACK_OFF))
+            await asyncio.sleep(pause(attempt))
         if question is None and self._stream is not None:
             await self._stream.ack(event)
 
     async def _acknowledge(self, job: Job) -> None:
-        message = job.event.message
-        if message.generation_id != self.group.generation or self.group.rebalancing:
+        if job.event.message.generation_id != self.group.generation or self.group.rebalancing:
             return  # acknowledged when it is delivered again
-        self._jobs.pop((message.partition, message.offset), None)
+        self._jobs.pop(_place(job), None)
         if self._stream is not None:
             await self._stream.ack(job.event)
 
@@ -238,22 +385,54 @@ class TurnRunner:
 
     async def keep(self, partitions: set[int]) -> None:
         """Cancel, without acknowledgement, the jobs of all other partitions."""
-        await self._cancel([at for at in self._jobs if at[0] not in partitions])
+        await self._cancel([job for job in self._jobs.values() if job.partition not in partitions])
 
-    async def hand_over(self, seconds: float) -> None:
-        """Let jobs finish for so long, then cancel the rest without acknowledgement."""
+    async def drain(self, seconds: float) -> None:
+        """Let what is running now come to its end, for so long. Meanwhile new questions are taken and answered."""
         running = [job.task for job in self._jobs.values() if job.task is not None and not job.done]
         if running and seconds:
             await asyncio.wait(running, timeout=seconds)
-        await self._cancel(list(self._jobs))
 
-    async def _cancel(self, places: list[tuple[int, int]]) -> None:
+    async def hand_over(self) -> None:
+        """Cancel all jobs without acknowledgement. Each breaks off between two tokens."""
+        await self._cancel(list(self._jobs.values()))
+
+    async def _cancel(self, jobs: Iterable[Job]) -> None:
         tasks = []
-        for at in places:
-            job = self._jobs.pop(at)
+        for job in jobs:
+            del self._jobs[_place(job)]
+            if not job.done:
+                self._remove(job)
             if job.task is not None and not job.task.done():
                 job.task.cancel()
                 tasks.append(job.task)
+        self._fill()
+        self._press()
         if tasks:
-            await asyncio.wait(tasks, timeout=2)
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
             log.info("turns handed over", turns=len(tasks))
+
+
+def _place(job: Job) -> Place:
+    return job.partition, job.event.message.offset
+
+
+def _refusal(question: Question, others: list[Job]) -> Failure | None:
+    """Return why a question must not be answered beside or after these, None if it may be.
+
+    The same turn may be in the log twice, where Kafka did not tell that it had taken the first: no reason to refuse it.
+    """
+    for other in others:
+        earlier = other.question
+        if earlier.turn_id == question.turn_id or other.refusal is not None:
+            continue
+        if question.replay_key and earlier.replay_key == question.replay_key:
+            return duplicate_of(earlier.turn_id)
+        if question.on_busy == "reject" and other.answering:
+            return Failure("Another answer was being written in this conversation.", CONVERSATION_BUSY)
+    return None
+
+
+def duplicate_of(turn_id: str) -> Failure:
+    """Return why a question is refused that has the Idempotency-Key of this turn."""
+    return Failure(f"This request was made before: its answer is turn {turn_id}.", DUPLICATE_REQUEST)

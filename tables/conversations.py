@@ -9,29 +9,19 @@ acknowledges what it worked from only after that, and every change is safe to ap
 """
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from faust.tables import Table
-from faust.types import FutureMessage
 
 from domain.conversation import last_that_fit, parent_of_next, title_from
-from domain.errors import LogUnavailable, NotOwner, Rejected
+from domain.errors import Rejected
 from domain.generation import Usage
 from domain.turns import Failure, Outcome, Timings
 from streams.app import app
 from streams.records import Control, Question, Turn
+from tables.row_table import acknowledged, row_table
 
-CHANGELOG_SECONDS = 30.0
 SEPARATOR = "\x1f"  # sorts below every character of a tenant, a user or an id
-ROCKSDB = {
-    # RocksDB's defaults are for one large database; here every partition of a table is one.
-    "write_buffer_size": 4 << 20,
-    "max_write_buffer_number": 2,
-    "block_cache_size": 8 << 20,
-    "max_open_files": 64,
-}
 
 
 class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +40,10 @@ class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """One conversation. ``erased`` ones keep no content, only that they are gone."""
+    """One conversation. ``erased`` ones keep no content, only that they are gone.
+
+    ``fingerprint``: of the request that began it, where that had an Idempotency-Key.
+    """
 
     conversation_id: str
     tenant: str
@@ -61,6 +54,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     turns: list[KeptTurn] = []
     erased: bool = False
+    fingerprint: str = ""
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,59 +67,8 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-class RowTable(Table[bytes, bytes]):
-    """A Faust table of raw bytes that is read and written by partition, from agents and views alike."""
-
-    def _on_changelog_sent(self, fut: FutureMessage) -> None:
-        # The acknowledgement can arrive after the partition has gone to another worker. Faust would then open
-        # its database again, and hold its lock.
-        if fut.result().topic_partition.partition in self.data._dbs:  # type: ignore[attr-defined] # the RocksDB store
-            super()._on_changelog_sent(fut)
-
-    def _database(self, partition: int) -> Any:
-        database = self.data._dbs.get(partition)  # type: ignore[attr-defined] # the RocksDB store
-        if database is None or self.app.rebalancing:
-            raise NotOwner("the conversation's partition is with another worker, or being recovered", retry_after=1)
-        return database
-
-    def row(self, partition: int, key: str) -> bytes | None:
-        """Return a row; raises `NotOwner`."""
-        found: bytes | None = self._database(partition).get(key.encode())
-        return found
-
-    def rows(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the rows of this worker's partitions whose key begins with a prefix."""
-        for database in list(self.data._dbs.values()):  # type: ignore[attr-defined] # the RocksDB store
-            for key, value in database.items(from_key=prefix.encode()):
-                if not key.startswith(prefix.encode()):
-                    break
-                yield key.decode(), value
-
-    def put(self, partition: int, key: str, value: bytes | None) -> FutureMessage:
-        """Write a row, or delete it; the result is done when the changelog has it. Raises `NotOwner`."""
-        database = self._database(partition)
-        if value is None:
-            database.delete(key.encode())
-        else:
-            database.put(key.encode(), value)
-        return self.send_changelog(partition, key.encode(), value, "raw", "raw")
-
-
-def _table(name: str) -> RowTable:
-    table = RowTable(
-        app,
-        name=name,
-        key_type=bytes,
-        value_type=bytes,
-        partitions=app.settings.partitions,
-        options=dict(ROCKSDB),
-    )
-    app.tables.add(table)
-    return table
-
-
-_conversations = _table("conversations")
-_listing = _table("listing")
+_conversations = row_table("conversations", check=msgspec.json.Decoder(Conversation).decode)
+_listing = row_table("listing", check=msgspec.json.Decoder(Listed).decode)
 _closing: dict[str, asyncio.Event] = {}
 
 
@@ -136,6 +79,12 @@ def read(conversation_id: str) -> Conversation | None:
     """Return a conversation, None if there is none; raises `NotOwner`."""
     found = _read(conversation_id)
     return None if found is None or found.erased else found
+
+
+def is_erased(conversation_id: str) -> bool:
+    """Return whether there was a conversation, and it was erased; raises `NotOwner`."""
+    found = _read(conversation_id)
+    return found is not None and found.erased
 
 
 def _read(conversation_id: str) -> Conversation | None:
@@ -177,7 +126,7 @@ def of_user(tenant: str, user: str) -> list[Listed]:
 
 
 async def create(control: Control) -> None:
-    """Begin a conversation. One that a first turn has begun already keeps its turns."""
+    """Begin a conversation. One that a first turn has begun keeps its turns, and one begun under a key all it has."""
     found = _read(control.conversation_id)
     if found is None:
         found = Conversation(
@@ -188,10 +137,16 @@ async def create(control: Control) -> None:
             created_at=control.at,
             updated_at=control.at,
             metadata=control.metadata or {},
+            fingerprint=control.fingerprint,
         )
-    elif not found.erased:
-        title, metadata = control.title or found.title, control.metadata or found.metadata
-        found = msgspec.structs.replace(found, created_at=control.at, title=title, metadata=metadata)
+    elif not found.erased and not found.fingerprint:
+        found = msgspec.structs.replace(
+            found,
+            created_at=control.at,
+            title=control.title or found.title,
+            metadata=control.metadata or found.metadata,
+            fingerprint=control.fingerprint,
+        )
     await _write(found)
 
 
@@ -233,15 +188,17 @@ async def close(turn: Turn) -> None:
         created_at=turn.asked_at,
         updated_at=turn.asked_at,
     )
-    if not found.erased and all(kept.turn_id != turn.turn_id for kept in found.turns):
-        await _write(
-            msgspec.structs.replace(
-                found,
-                title=found.title or title_from(turn.input),
-                updated_at=max(found.updated_at, turn.ended_at),
-                turns=_kept([*found.turns, _keep(turn)]),
-            )
+    if found.erased:
+        return
+    if all(kept.turn_id != turn.turn_id for kept in found.turns):
+        found = msgspec.structs.replace(
+            found,
+            title=found.title or title_from(turn.input),
+            updated_at=max(found.updated_at, turn.ended_at),
+            turns=_kept([*found.turns, _keep(turn)]),
         )
+    # Also where the turn is there: after a crash, or a changelog that did not answer, it may be on this disk alone.
+    await _write(found)
 
 
 def _keep(turn: Turn) -> KeptTurn:
@@ -275,16 +232,10 @@ async def _write(conversation: Conversation) -> None:
         metadata=conversation.metadata,
     )
     listed_under = SEPARATOR.join((conversation.tenant, conversation.user, conversation.conversation_id))
-    written = (
+    await acknowledged(
         _conversations.put(partition, conversation.conversation_id, msgspec.json.encode(conversation)),
         _listing.put(partition, listed_under, None if conversation.erased else msgspec.json.encode(entry)),
     )
-    try:
-        async with asyncio.timeout(CHANGELOG_SECONDS):
-            for future in written:
-                await future
-    except TimeoutError as error:
-        raise LogUnavailable(f"Kafka did not acknowledge a table's changelog in {CHANGELOG_SECONDS:.0f} s") from error
 
 
 # -- the turn's last step: answered questions wait until their conversation has them

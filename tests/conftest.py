@@ -64,10 +64,12 @@ def names() -> Names:
 class StartWorker(Protocol):
     """Starts a worker on these services, and returns when it is ready, unless ``ready`` is False.
 
-    ``environ`` adds variables; ``folder`` names its folder below the test's own.
+    ``environ`` adds variables; ``folder`` names its folder below the test's own; ``supervised`` as in `Worker`.
     """
 
-    async def __call__(self, on: Services, /, *, folder: str = ..., ready: bool = ..., **environ: str) -> Worker: ...
+    async def __call__(
+        self, on: Services, /, *, folder: str = ..., ready: bool = ..., supervised: bool = ..., **environ: str
+    ) -> Worker: ...
 
 
 @pytest.fixture
@@ -78,9 +80,12 @@ async def start_worker(names: Names, tmp_path: Path) -> AsyncIterator[StartWorke
     """
     workers: list[Worker] = []
 
-    async def start(on: Services, /, *, folder: str = "", ready: bool = True, **environ: str) -> Worker:
+    async def start(
+        on: Services, /, *, folder: str = "", ready: bool = True, supervised: bool = False, **environ: str
+    ) -> Worker:
         settings = on.environ | names.environ | {"HEADRACE_AUTH": "dev", "HEADRACE_LOG_FORMAT": "text"} | environ
-        worker = Worker(tmp_path / (folder or f"worker-{len(workers) + 1}"), settings)
+        name = folder or f"worker-{len(workers) + 1}"
+        worker = Worker(tmp_path / name, settings, supervised=supervised)
         workers.append(worker)
         if ready:
             await worker.start()

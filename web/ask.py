@@ -1,27 +1,30 @@
 """A question is accepted: checked, given its ids, and in Kafka before anyone is told so. It is answered elsewhere."""
 
 import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from config import metrics
-from domain.errors import Retriable
-from domain.ids import new_turn_id
+from domain.errors import ChatError
+from domain.ids import new_turn_id, uuid7
 from streams.records import OnBusy, Question, encode
 from streams.topics import partition_of
 from web.auth import who
-from web.belonging import check_belongs
+from web.belonging import check_belongs, is_erased
 from web.bodies import checked_metadata, give, raw, take
-from web.errors import ApiError, bad_input
-from web.events import stream_events, wants_events
-from web.owner import at_owner, is_forwarded
-from web.progress import place_of_turn, progress_of
+from web.busy import alone
+from web.catch_up import not_taken
+from web.errors import ApiError, bad_input, not_found
+from web.events import events_expired, stream_events, wants_events
+from web.owner import at_owner, is_forwarded, told_by_owner
+from web.progress import place_of_turn
 from web.questions import find_question, remember
-from web.replays import replay_key
+from web.replays import Attempt, Replay, replay_of
 from web.shapes import AcceptedTurn, NewTurn, Options
 from web.site import SITE, Site
 from web.tracing import request_id_of
@@ -30,12 +33,13 @@ HEADRACE: Final = "headrace"  # the model that answers with all that Headrace kn
 DEFAULT_MODELS: Final = frozenset({"", HEADRACE})
 MAX_RECORD_BYTES: Final = 990_000  # Kafka and its clients refuse records above a million bytes, headers included
 
-Check = Callable[[], Awaitable[None]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What somebody asks, before it has an id. The fields are those of `streams.records.Question`."""
+    """What somebody asks, before it has an id. The fields are those of `streams.records.Question`.
+
+    ``conversation_id``: empty for a conversation of its own.
+    """
 
     conversation_id: str
     input: str
@@ -60,42 +64,32 @@ async def ask(request: web.Request) -> web.StreamResponse:
         metadata=checked_metadata(new.metadata),
     )
     await check_belongs(request, conversation_id)
-    if new.on_busy != "reject":
-        return await accepted(request, await accept(request, asked))
-
-    # Only the owner knows what it is answering.
-    async def ask_if_free() -> web.StreamResponse:
-        return give_accepted(await accept_if_free(request, asked))
-
-    answer = await at_owner(request, conversation_id, ask_if_free)
-    return await _streamed_if_wanted(request, answer)
+    return await accepted(request, await accept(request, asked))
 
 
-async def accepted(request: web.Request, question: Question) -> web.StreamResponse:
+async def accepted(request: web.Request, turn: AcceptedTurn) -> web.StreamResponse:
     """Say that a question is accepted: 202, or its events if the client asked for those."""
-    if wants_events(request):
-        return await stream_events(request, question)
-    return give_accepted(question)
-
-
-def give_accepted(question: Question) -> web.Response:
-    """Return a 202 with where to go on."""
-    events_url = f"/v1/turns/{question.turn_id}/events"
-    answer = AcceptedTurn(
-        turn_id=question.turn_id, conversation_id=question.conversation_id, status="queued", events_url=events_url
-    )
-    return give(answer, status=202, headers={"Location": f"/v1/turns/{question.turn_id}"})
-
-
-async def _streamed_if_wanted(request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
-    """Return the events of the turn that an answer tells of, if that is what the client wants."""
-    if not wants_events(request) or is_forwarded(request) or answer.status != 202:
-        return answer
-    if not isinstance(answer, web.Response) or not isinstance(answer.body, bytes):
-        return answer
-    turn = msgspec.json.decode(answer.body, type=AcceptedTurn)
+    if not wants_events(request) or is_forwarded(request):
+        return give_accepted(turn)
     question = await find_question(request.app[SITE], turn.turn_id, place_of_turn(turn.turn_id))
-    return answer if question is None else await stream_events(request, question)
+    if question is None:
+        raise events_expired(turn.turn_id)
+    return await stream_events(request, question)
+
+
+def give_accepted(turn: AcceptedTurn) -> web.Response:
+    """Return a 202 with where to go on."""
+    return give(turn, status=202, headers={"Location": f"/v1/turns/{turn.turn_id}"})
+
+
+def accepted_turn(turn_id: str, conversation_id: str) -> AcceptedTurn:
+    """Return what a client is told of its turn: the same however often it asks."""
+    return AcceptedTurn(
+        turn_id=turn_id,
+        conversation_id=conversation_id,
+        status="queued",
+        events_url=f"/v1/turns/{turn_id}/events",
+    )
 
 
 # -- checking
@@ -124,74 +118,68 @@ async def check_model(site: Site, model: str) -> None:
         return
     try:
         known = await site.chat.services.model.models()
-    except Retriable:
-        return  # the question can wait in Kafka until the server is back
+    except ChatError:
+        return  # the question can wait in Kafka until the server is back, or its answer says what is wrong
     if known and model not in known:
         message = f"There is no model {model!r}. GET /v1/models lists them."
         raise ApiError(404, "model_not_found", message, param="model")
 
 
-async def accept_if_free(request: web.Request, asked: Asked) -> Question:
-    """Accept a question if its conversation has none in work; raises `ApiError` 409 otherwise. At the owner only."""
-    site, conversation_id = request.app[SITE], asked.conversation_id
-    holds_it = False
-
-    async def check() -> None:
-        nonlocal holds_it
-        if conversation_id in site.accepting:
-            raise _busy()
-        holds_it = True
-        site.accepting.add(conversation_id)
-        if await _is_busy(site, conversation_id):
-            raise _busy()
-
-    try:
-        return await accept(request, asked, check)
-    finally:
-        if holds_it:
-            site.accepting.discard(conversation_id)
-
-
-def _busy() -> ApiError:
-    message = "An answer is being written in this conversation. Wait for it, stop it, or ask with on_busy=queue."
-    return ApiError(409, "conversation_busy", message, param="on_busy")
-
-
-async def _is_busy(site: Site, conversation_id: str) -> bool:
-    if site.chat.runner.in_work(conversation_id):
-        return True
-    latest = site.latest.get(conversation_id)
-    # Accepted, but perhaps still on its way from Kafka to the runner.
-    return latest is not None and (await progress_of(site, latest)).end is None
-
-
 # -- accepting
 
 
-async def accept(request: web.Request, asked: Asked, check: Check | None = None) -> Question:
-    """Put a question into Kafka and return it; under one Idempotency-Key only once.
+async def accept(request: web.Request, asked: Asked) -> AcceptedTurn:
+    """Put a question into Kafka; under one Idempotency-Key only once. Raises `ApiError`, `Retriable`.
 
-    ``check`` may refuse what is new. Raises `ApiError`, `LogUnavailable`.
+    What has no key, and does not have to be alone, any worker puts there at once. The rest is for the owner of the
+    conversation, who alone knows what was asked before. A question without a conversation is given one of its own.
     """
     site, identity = request.app[SITE], who(request)
-    await check_model(site, asked.model)
+    replay = replay_of(identity, request, await raw(request))
+    if not asked.conversation_id:
+        new = replay.conversation_id if replay.key else new_conversation_id(site)
+        asked = replace(asked, conversation_id=new)
+    if not replay.key and asked.on_busy != "reject":
+        turn_id = await _publish(site, await _drafted(request, asked, replay))
+        return accepted_turn(turn_id, asked.conversation_id)
 
-    async def draft() -> Question:
-        if check is not None:
-            await check()
-        return await _drafted(request, asked)
+    async def accept_here() -> web.StreamResponse:
+        turn_id = await site.attempts.once(replay, partial(_accept, request, asked, replay))
+        return give_accepted(accepted_turn(turn_id, asked.conversation_id))
 
-    key = request.headers.get("Idempotency-Key", "")
-    return await site.replays.once(
-        replay_key(identity.tenant, identity.user, key, request.path),
-        await raw(request),
-        draft,
-        lambda question: _publish(site, question),
+    return told_by_owner(await at_owner(request, asked.conversation_id, accept_here), AcceptedTurn)
+
+
+async def _accept(request: web.Request, asked: Asked, replay: Replay, attempt: Attempt) -> str:
+    """Publish a question, unless its key has a turn; return the turn's id. At the owner only."""
+    site = request.app[SITE]
+    if is_erased(site, asked.conversation_id):
+        raise not_found("conversation", asked.conversation_id)
+    if replay.key and (earlier := await _earlier(site, asked.conversation_id, replay)):
+        metrics.replays_served.inc()
+        return earlier
+    async with alone(site, asked.conversation_id) if asked.on_busy == "reject" else nullcontext():
+        attempt.draft = attempt.draft or await _drafted(request, asked, replay)
+        return await _publish(site, attempt.draft)
+
+
+async def _earlier(site: Site, conversation_id: str, replay: Replay) -> str:
+    """Return the turn that was asked under this key, "" if there is none. Raises `ApiError` 409 for another body."""
+    waiting = await not_taken(site, conversation_id)
+    found = (
+        site.replays.find(conversation_id, replay.key, site.now_ms())
+        or site.chat.runner.by_key(conversation_id, replay.key)
+        or next((question for question in waiting if question.replay_key == replay.key), None)
     )
+    if found is None:
+        return ""
+    replay.check(found.fingerprint)
+    return found.turn_id
 
 
-async def _drafted(request: web.Request, asked: Asked) -> Question:
+async def _drafted(request: web.Request, asked: Asked, replay: Replay) -> Question:
     site, identity = request.app[SITE], who(request)
+    await check_model(site, asked.model)
     partition = partition_of(asked.conversation_id, site.chat.settings.partitions)
     # Before the turn is given its id: whatever its tokens are, they come later.
     tokens_from = await site.chat.services.token_log.end_offset(partition)
@@ -209,6 +197,8 @@ async def _drafted(request: web.Request, asked: Asked) -> Question:
         beside=asked.beside,
         metadata=asked.metadata,
         request_id=request_id_of(request),
+        replay_key=replay.key,
+        fingerprint=replay.fingerprint,
     )
     size = len(encode(question))
     if size > MAX_RECORD_BYTES:
@@ -217,10 +207,15 @@ async def _drafted(request: web.Request, asked: Asked) -> Question:
     return question
 
 
-async def _publish(site: Site, question: Question) -> None:
+async def _publish(site: Site, question: Question) -> str:
     # The record's time is the turn id's, so that the id leads back to the record.
     at_ms = place_of_turn(question.turn_id).milliseconds
     await site.chat.publish(site.chat.topics_of.questions, question.conversation_id, question, at_ms=at_ms)
     metrics.questions_accepted.inc()
     remember(site, question)
-    site.latest.put(question.conversation_id, question)
+    return question.turn_id
+
+
+def new_conversation_id(site: Site) -> str:
+    """Return an id for a conversation that begins now."""
+    return uuid7(site.now_ms(), secrets.randbits(12), secrets.randbits(62))

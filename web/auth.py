@@ -96,3 +96,14 @@ def is_loopback(host: str) -> bool:
 def _same_origin(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
     return origin is None or origin == f"{request.scheme}://{request.host}"
+
+
+def check_origin(request: web.Request) -> None:
+    """Raise `ApiError` 403 for a page of another website that opens a WebSocket here with its visitor's cookie.
+
+    A browser asks no permission for that (there is no CORS for WebSockets), but it says whose page it is. Only the
+    hosts are compared: a proxy that ends TLS changes the scheme.
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
+        raise ApiError(403, "origin_not_allowed", "Pages of other origins may not open a WebSocket here.")

@@ -1,4 +1,8 @@
-"""Whose conversation it is: asked of its owner's table once, and remembered, since it never changes."""
+"""Whose conversation it is: asked of its owner's table once, and remembered, since it never changes.
+
+That it was erased, another worker may hear of some minutes late. What it accepts until then, the agent refuses: the
+turn ends at once as failed. Questions with a key, and all that the owner decides, are not accepted in the first place.
+"""
 
 import asyncio
 from typing import TYPE_CHECKING, Final
@@ -32,6 +36,11 @@ async def check_belongs(request: web.Request, conversation_id: str) -> None:
         raise not_found("conversation", conversation_id)
 
 
+def is_erased(site: Site, conversation_id: str) -> bool:
+    """Return whether a conversation was erased, as its owner knows. Raises `NotOwner`."""
+    return bool(site.erased.get(conversation_id)) or site.conversations.is_erased(conversation_id)
+
+
 async def _is_there(request: web.Request, conversation_id: str) -> bool:
     site, identity = request.app[SITE], who(request)
     partition = partition_of(conversation_id, site.chat.settings.partitions)
@@ -60,10 +69,12 @@ async def own_row(site: Site, identity: Identity, conversation_id: str) -> "Conv
         return None
     deadline = site.now_ms() + ARRIVAL_SECONDS * 1000
     young_until = place.milliseconds + YOUNG_SECONDS * 1000
-    while True:
-        row = site.conversations.read(conversation_id)
-        if row is not None:
-            return row if (row.tenant, row.user) == (identity.tenant, identity.user) else None
-        if not site.now_ms() < min(deadline, young_until):
-            return None
+    row = await arrived(site, conversation_id, min(deadline, young_until))
+    return row if row is not None and (row.tenant, row.user) == (identity.tenant, identity.user) else None
+
+
+async def arrived(site: Site, conversation_id: str, until: float) -> "Conversation | None":
+    """Return a conversation from this worker's table, waiting until this Unix time in ms for it. Raises `NotOwner`."""
+    while (row := site.conversations.read(conversation_id)) is None and site.now_ms() < until:  # noqa: ASYNC110 - the table tells nobody
         await asyncio.sleep(POLL_SECONDS)
+    return row

@@ -1,25 +1,25 @@
 """Conversations: begun and changed by controls in Kafka, read from the table of the worker that owns them."""
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
 from yarl import URL
 
+from config import metrics
 from domain.errors import NotOwner, Retriable
-from domain.ids import uuid7
 from streams.records import Control, Question
+from web.ask import new_conversation_id
 from web.auth import who
-from web.belonging import ARRIVAL_SECONDS, POLL_SECONDS, own_row
+from web.belonging import ARRIVAL_SECONDS, POLL_SECONDS, arrived, is_erased, own_row
 from web.bodies import checked_metadata, give, raw, take
 from web.controls import control, publish
-from web.errors import bad_input, not_found
+from web.errors import ApiError, bad_input, not_found
 from web.keys import Identity
-from web.owner import at_owner, call, is_forwarded, patiently
-from web.progress import place_of_turn, progress_of
-from web.replays import replay_key
+from web.owner import at_owner, call, is_forwarded, patiently, told_by_owner
+from web.progress import progress_of
+from web.replays import HEADER, Replay, replay_of
 from web.shapes import (
     ChangedConversation,
     ConversationList,
@@ -30,9 +30,10 @@ from web.shapes import (
     rfc3339,
 )
 from web.site import SITE, Site
+from web.views import of_finished, of_log
 
 if TYPE_CHECKING:
-    from tables.conversations import Conversation, KeptTurn, Listed
+    from tables.conversations import Conversation, Listed
 
 LIMIT: Final = 20
 MAX_LIMIT: Final = 100
@@ -42,24 +43,47 @@ MAX_LIMIT: Final = 100
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """Begin a conversation."""
+    """Begin a conversation; under one Idempotency-Key only once."""
     site, identity = request.app[SITE], who(request)
     new = await take(request, NewConversation)
     title, metadata = new.title or "", checked_metadata(new.metadata)
+    replay = replay_of(identity, request, await raw(request))
+    conversation_id = replay.conversation_id if replay.key else new_conversation_id(site)
+    order = control(site, identity, "create", conversation_id, title=title, metadata=metadata)
+    if not replay.key:
+        await publish(site, order)
+        at = rfc3339(order.at)
+        begun = ConversationView(
+            id=conversation_id, title=title, created_at=at, updated_at=at, metadata=order.metadata or {}
+        )
+    else:
+        order = msgspec.structs.replace(order, fingerprint=replay.fingerprint)
 
-    async def draft() -> Control:
-        conversation_id = uuid7(site.now_ms(), secrets.randbits(12), secrets.randbits(62))
-        return control(site, identity, "create", conversation_id, title=title, metadata=metadata)
+        async def begin_here() -> web.StreamResponse:
+            return give(view(await site.attempts.once(replay, lambda _: _begun(site, order, replay))), status=201)
 
-    key = replay_key(identity.tenant, identity.user, request.headers.get("Idempotency-Key", ""), request.path)
-    order = await site.replays.once(key, await raw(request), draft, lambda order: publish(site, order))
-    at = rfc3339(order.at)
-    begun = ConversationView(
-        id=order.conversation_id, title=title, created_at=at, updated_at=at, metadata=order.metadata or {}
-    )
+        begun = told_by_owner(await at_owner(request, conversation_id, begin_here), ConversationView)
     site.owners.put(begun.id, (identity.tenant, identity.user))
     site.created.put(begun.id, ((identity.tenant, identity.user), begun))
     return give(begun, status=201, headers={"Location": f"/v1/conversations/{begun.id}"})
+
+
+async def _begun(site: Site, order: Control, replay: Replay) -> "Conversation":
+    """Return the conversation that this key has begun, or begins now. At the owner only."""
+    conversation_id = order.conversation_id
+    if is_erased(site, conversation_id):
+        message = "The conversation that was begun with this Idempotency-Key was erased. Use a new key for a new one."
+        raise ApiError(409, "idempotency_key_reused", message, param=HEADER)
+    row = site.conversations.read(conversation_id)
+    if row is None:
+        await publish(site, order)
+        row = await arrived(site, conversation_id, site.now_ms() + int(ARRIVAL_SECONDS * 1000))
+    else:
+        metrics.replays_served.inc()
+    if row is None:
+        raise Retriable("the conversation is not in its owner's table yet", retry_after=1)
+    replay.check(row.fingerprint)
+    return row
 
 
 async def change(request: web.Request) -> web.StreamResponse:
@@ -134,13 +158,13 @@ async def read(request: web.Request) -> web.StreamResponse:
         # Taken together, so that a turn that leaves the one for the other is neither missed nor shown twice.
         asked = site.chat.runner.in_work(conversation_id)
         row = site.conversations.read(conversation_id) or row
-        turns = [_kept(turn) for turn in row.turns]
+        turns = [of_finished(TurnInConversation, turn, parent=turn.parent or None) for turn in row.turns]
         known = {turn.turn_id for turn in turns}
-        working = await asyncio.gather(
-            *(_in_work(site, question) for question in asked if question.turn_id not in known)
-        )
-        for turn in working:
-            turns.append(msgspec.structs.replace(turn, parent=_parent(turn, turns)))
+        working = [question for question in asked if question.turn_id not in known]
+        progress = await asyncio.gather(*(progress_of(site, question) for question in working))
+        for question, its_progress in zip(working, progress, strict=True):
+            parent = _parent(question, turns)
+            turns.append(of_log(TurnInConversation, question, its_progress, parent=parent))
         return give(whole(row, turns))
 
     answer = await at_owner(request, conversation_id, read_here)
@@ -172,45 +196,10 @@ def whole(row: "Conversation", turns: list[TurnInConversation]) -> WholeConversa
     )
 
 
-def _kept(turn: "KeptTurn") -> TurnInConversation:
-    return TurnInConversation(
-        turn_id=turn.turn_id,
-        input=turn.input,
-        model=turn.model,
-        status=turn.outcome,
-        outcome=turn.outcome,
-        answer=turn.answer,
-        created_at=rfc3339(turn.asked_at),
-        parent=turn.parent or None,
-        usage=turn.usage,
-        timings=turn.timings,
-        error=turn.error,
-    )
-
-
-async def _in_work(site: Site, question: Question) -> TurnInConversation:
-    progress = await progress_of(site, question)
-    end = progress.end
-    return TurnInConversation(
-        turn_id=question.turn_id,
-        input=question.input,
-        model=(end.model if end else "") or question.model,
-        status=progress.status,
-        outcome=end.outcome if end else None,
-        usage=end.usage if end else None,
-        timings=end.timings if end else None,
-        error=end.error if end else None,
-        answer=progress.answer,
-        created_at=rfc3339(place_of_turn(question.turn_id).milliseconds),
-        beside=question.beside or None,
-        last_event_id=progress.last_event_id,
-    )
-
-
-def _parent(turn: TurnInConversation, before: list[TurnInConversation]) -> str | None:
+def _parent(question: Question, before: list[TurnInConversation]) -> str | None:
     """Return the turn that one in work follows: the one before it, or what the turn beside it follows."""
     latest = before[-1].turn_id if before else None
-    return next((other.parent for other in before if other.turn_id == turn.beside), latest)
+    return next((other.parent for other in before if other.turn_id == question.beside), latest)
 
 
 # -- list

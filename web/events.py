@@ -7,12 +7,15 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from domain.ids import place_of
 from domain.tokens import Token
 from domain.turns import End, Start
 from streams.records import Question, Turn
+from web.auth import who
 from web.errors import ApiError, bad_input
-from web.progress import place_of_turn, progress_of
-from web.questions import question_of
+from web.owner import elsewhere
+from web.progress import Progress, place_of_turn, progress_of
+from web.questions import own_question
 from web.site import SITE
 from web.sse import Ending
 
@@ -31,17 +34,34 @@ _json = msgspec.json.Encoder().encode
 
 async def events(request: web.Request) -> web.StreamResponse:
     """Send the events of a turn as they come, until its end."""
-    question = await question_of(request)
-    after = position(request)
-    if isinstance(question, Turn):
-        raise _gone(question.turn_id)
-    progress = await progress_of(request.app[SITE], question)
-    if progress.gone:
-        raise _gone(question.turn_id)
+    turn_id, after = request.match_info["turn_id"], position(request)
+    place = place_of(turn_id)
+    if place is not None and request.app[SITE].chat.settings.events_from == "owner":
+        # Before the log is read, which would make this worker follow the partition too.
+        owner = elsewhere(request, place.partition)
+        if owner is not None:
+            # Some clients drop their headers on the way, and the place must not get lost with them.
+            return web.Response(status=307, headers={"Location": str(owner.update_query(starting_after=after))})
+    question, progress = await followed(request, turn_id)
     if progress.end is not None and after >= len(progress.pieces) - 1:
         # The reader has everything. To a browser's EventSource, 204 says not to come back.
         return web.Response(status=204)
     return await stream_events(request, question, after)
+
+
+async def followed(request: web.Request, turn_id: str) -> tuple[Question, Progress]:
+    """Return the question of a turn whose events this user can have, and how far it is.
+
+    Raises `ApiError`: 404, and 410 where Kafka has deleted the events.
+    """
+    site = request.app[SITE]
+    question = await own_question(site, who(request), turn_id)
+    if isinstance(question, Turn):
+        raise events_expired(turn_id)
+    progress = await progress_of(site, question)
+    if progress.gone:
+        raise events_expired(turn_id)
+    return question, progress
 
 
 def position(request: web.Request) -> int:
@@ -77,7 +97,8 @@ async def stream_events(request: web.Request, question: Question, after: int = -
     return response
 
 
-def _gone(turn_id: str) -> ApiError:
+def events_expired(turn_id: str) -> ApiError:
+    """Return the 410 for a turn whose tokens Kafka has deleted."""
     message = f"The events of this turn are not kept any more. GET /v1/turns/{turn_id} has its answer."
     return ApiError(410, "events_expired", message)
 
@@ -105,20 +126,24 @@ class Events:
     def _event(self, token: Token) -> bytes:
         if token.kind == "token":  # nearly all of them
             return b'id: %d\nevent: token\ndata: {"text":%b}\n\n' % (token.seq, _json(token.text))
-        name, data = self._other(token)
+        name, data = event_of(self._turn_id, token)
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (token.seq, name.encode(), _json(data))
 
-    def _other(self, token: Token) -> tuple[str, Mapping[str, Any]]:
-        match token.kind:
-            case "claim":
-                start = msgspec.json.decode(token.text, type=Start)
-                said = {"turn_id": self._turn_id, "conversation_id": start.conversation_id, "model": start.model}
-                return "turn.started", said
-            case "tool":
-                return "turn.tool_calls", {"tool_calls": msgspec.json.decode(token.text)}
-            case _:
-                end = msgspec.json.decode(token.text, type=End)
-                return END_EVENTS[end.outcome], _end(end)
+
+def event_of(turn_id: str, token: Token) -> tuple[str, Mapping[str, Any]]:
+    """Return a piece's name and data as a native event."""
+    match token.kind:
+        case "token":
+            return "token", {"text": token.text}
+        case "claim":
+            start = msgspec.json.decode(token.text, type=Start)
+            said = {"turn_id": turn_id, "conversation_id": start.conversation_id, "model": start.model}
+            return "turn.started", said
+        case "tool":
+            return "turn.tool_calls", {"tool_calls": msgspec.json.decode(token.text)}
+        case _:
+            end = msgspec.json.decode(token.text, type=End)
+            return END_EVENTS[end.outcome], _end(end)
 
 
 def _end(end: End) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from domain.errors import Retriable
+from domain.errors import ChatError
 from web.ask import HEADRACE
 from web.bodies import give
 from web.errors import ApiError
@@ -31,6 +31,6 @@ async def read(request: web.Request) -> web.StreamResponse:
 async def _models(site: Site) -> list[ModelObject]:
     try:
         upstream = await site.chat.services.model.models()
-    except Retriable:
-        upstream = []  # questions are taken all the same, and wait
+    except ChatError:
+        upstream = []  # questions are taken all the same, and wait, or say what is wrong
     return [OWN, *(ModelObject(id=name, owned_by="model-server") for name in upstream if name != HEADRACE)]

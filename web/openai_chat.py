@@ -1,25 +1,26 @@
 """OpenAI's chat completions, by the path of every turn: put into Kafka, answered by an agent, read from the log."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import structlog
 from aiohttp import web
 
-from domain.errors import Retriable
-from domain.ids import uuid7
+from domain.errors import Expired, Retriable
 from domain.tokens import Token
 from streams.records import Question
-from web.ask import Asked, accept, checked_input
+from web.ask import Asked, accept, checked_input, give_accepted
 from web.auth import who
 from web.bodies import checked_metadata, give, take
 from web.controls import control, publish
 from web.errors import error_object
-from web.openai_chunks import Chunks, interrupted, whole
+from web.events import events_expired
+from web.openai_chunks import Chunks, interrupted, pieces_of, whole
 from web.openai_shapes import ChatCompletionRequest, check_supported, options_of, plain_messages
+from web.owner import is_forwarded
 from web.progress import place_of_turn
+from web.questions import find_question, find_turn
 from web.site import SITE, Site
 from web.sse import closing
 
@@ -30,7 +31,12 @@ async def complete(request: web.Request) -> web.StreamResponse:
     """Answer a list of messages, in chunks or in one piece."""
     site, wanted = request.app[SITE], await take(request, ChatCompletionRequest)
     check_supported(wanted)
-    question = await accept(request, asked(site, wanted))
+    turn = await accept(request, asked(site, wanted))
+    if is_forwarded(request):
+        return give_accepted(turn)  # to the worker that has the client, which reads the log by itself
+    question = await find_question(site, turn.turn_id, place_of_turn(turn.turn_id))
+    if question is None:
+        raise events_expired(turn.turn_id)
     # What fails before its first piece is answered with an HTTP status, streaming or not.
     work = _begun(site, question) if wanted.stream else _ended(site, question)
     waited = await site.streams.attend(request, work, kind="completions")
@@ -50,7 +56,7 @@ def asked(site: Site, wanted: ChatCompletionRequest) -> Asked:
     messages = plain_messages(wanted.messages)
     questions = [message["content"] for message in messages if message["role"] == "user"]
     return Asked(
-        conversation_id=uuid7(site.now_ms(), secrets.randbits(12), secrets.randbits(62)),
+        conversation_id="",
         input=checked_input(site, questions[-1], "messages") if questions else "",
         model=wanted.model,
         messages=messages,
@@ -76,9 +82,19 @@ async def _begun(site: Site, question: Question) -> list[Token]:
     return pieces
 
 
-def _read(site: Site, question: Question) -> AsyncIterator[list[Token]]:
+async def _read(site: Site, question: Question) -> AsyncIterator[list[Token]]:
+    """Yield a turn's pieces; those of its finished record where Kafka has deleted its tokens."""
     partition = place_of_turn(question.turn_id).partition
-    return site.chat.services.token_log.read(question.turn_id, partition, question.tokens_from)
+    batches = site.chat.services.token_log.read(question.turn_id, partition, question.tokens_from)
+    try:
+        async with closing(batches):
+            async for batch in batches:
+                yield batch
+    except Expired:
+        turn = await find_turn(site, question.turn_id, place_of_turn(question.turn_id))
+        if turn is None or turn.finish == "tool_calls":
+            raise events_expired(question.turn_id) from None
+        yield pieces_of(turn, question.model)
 
 
 async def _stream(request: web.Request, question: Question, *, include_usage: bool) -> web.StreamResponse:

@@ -9,7 +9,7 @@ from domain.errors import BadRequest, LogUnavailable, ModelBusy, TurnFailed
 from domain.generation import Usage
 from domain.tokens import Token, text_of
 from domain.turns import End, Failure, Start
-from streams.records import Question
+from streams.records import Question, Turn
 from web.errors import ApiError, unavailable
 from web.openai_shapes import ChatCompletion, Choice, CompletionMessage, CompletionUsage, FunctionCall, ToolCall
 from web.progress import place_of_turn
@@ -144,6 +144,17 @@ def whole(question: Question, pieces: Sequence[Token]) -> ChatCompletion:
         choices=[Choice(message=message, finish_reason=finish_reason(end))],
         usage=usage_of(end.usage),
     )
+
+
+def pieces_of(turn: Turn, model: str) -> list[Token]:
+    """Return a finished turn that was asked of this model as the pieces that the log has had; without tool calls."""
+    start = Start(turn.conversation_id, model or turn.model)
+    end = End(turn.outcome, turn.model, turn.finish, turn.usage, turn.timings, turn.error)
+    return [
+        Token(turn.turn_id, 0, 0, "claim", _json(start).decode()),
+        Token(turn.turn_id, 0, 1, "token", turn.answer),
+        Token(turn.turn_id, 0, 2, "end", _json(end).decode()),
+    ]
 
 
 def merged_calls(deltas: Iterable[str]) -> list[ToolCall]:

@@ -14,11 +14,12 @@ from yarl import URL
 from domain.errors import NotOwner, Retriable
 from streams.topics import partition_of
 from web.bodies import raw
-from web.errors import ErrorObject
+from web.errors import ApiError, ErrorObject
 from web.site import SITE
 from web.tracing import request_id_of
 
 T = TypeVar("T")
+B = TypeVar("B", bound=msgspec.Struct)
 
 FORWARDED: Final = "X-Headrace-Forwarded"
 PATIENCE_SECONDS: Final = 5.0  # a rebalance without a dead worker takes about one second
@@ -56,6 +57,15 @@ async def at_owner(request: web.Request, conversation_id: str, local: Local) -> 
     return await patiently(once)
 
 
+def elsewhere(request: web.Request, partition: int) -> URL | None:
+    """Return where the owner of a partition answers this request; None if that is this worker, or not known now."""
+    try:
+        worker = request.app[SITE].chat.owner_url(partition)
+    except NotOwner:
+        return None
+    return None if worker is None else worker.join(request.rel_url)
+
+
 async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
     """Repeat an attempt while nobody owns what it needs; after some seconds, raise `NotOwner`."""
     loop = asyncio.get_running_loop()
@@ -81,7 +91,7 @@ async def call(
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Ask another worker something in the name of this request's client; return status, headers and body.
 
-    Raises `NotOwner` if nothing was done over there, and `Retriable` if that is not known.
+    Raises `NotOwner` if nothing was done over there, or doing it again is harmless, and `Retriable` else.
     """
     headers = {name: request.headers[name] for name in ON_THE_WAY_THERE if name in request.headers}
     headers |= {FORWARDED: "1", "X-Request-Id": request_id_of(request)}
@@ -98,12 +108,26 @@ async def call(
     except ClientConnectorError as error:
         raise NotOwner(f"the worker at {worker} cannot be reached", retry_after=1) from error
     except (ClientError, TimeoutError) as error:
-        if method in SAFE:
+        if method in SAFE or (method == "POST" and "Idempotency-Key" in request.headers):
             raise NotOwner(f"the worker at {worker} did not answer", retry_after=1) from error
         raise Retriable(f"the worker at {worker} did not answer; whether it did what was asked is unknown") from error
     if answer.status == 503 and _code(content) == NotOwner.code:
         raise NotOwner(f"the worker at {worker} does not own the conversation", retry_after=1)
     return answer.status, answer.headers, content
+
+
+def told_by_owner(answer: web.StreamResponse, kind: type[B]) -> B:
+    """Return what the owner answered, which `forward` has only carried here; raises `ApiError` for what it refused."""
+    if not isinstance(answer, web.Response) or not isinstance(answer.body, bytes):
+        raise TypeError("an owner answers in one piece")
+    if answer.status < 400:
+        return msgspec.json.decode(answer.body, type=kind)
+    try:
+        error = msgspec.json.decode(answer.body, type=ErrorObject).error
+    except msgspec.DecodeError as broken:
+        raise Retriable(f"the owner of the conversation answered {answer.status}") from broken
+    kept = {name: answer.headers[name] for name in ("Retry-After", "WWW-Authenticate") if name in answer.headers}
+    raise ApiError(answer.status, error.code or "", error.message, param=error.param, headers=kept)
 
 
 def _code(content: bytes) -> str | None:

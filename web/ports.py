@@ -1,6 +1,6 @@
 """What the web layer needs of the rest of Headrace, and no more: the plugs that `streams.app` fits and tests fake."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -12,8 +12,9 @@ from streams.records import Question, Wire
 from streams.topics import Topics, TopicSpec
 
 if TYPE_CHECKING:
-    # The table belongs to the app, and a fake has neither.
+    # The tables belong to the app, and a fake has neither.
     from tables.conversations import Conversation, Listed
+    from tables.replays import Replay
 
 T = TypeVar("T")
 
@@ -24,6 +25,10 @@ class LoggedTurn(TurnInLog, Protocol):
     @property
     def expired(self) -> bool:
         """Return whether the log had already deleted what stood before its first piece."""
+        ...
+
+    async def changed(self, seen: int) -> None:
+        """Wait until there are more than ``seen`` pieces, the turn has another owner, or it has ended."""
         ...
 
 
@@ -43,13 +48,33 @@ class TokenLog(Protocol):
         ...
 
 
+class Record(Protocol):
+    """A record of a topic."""
+
+    def key(self) -> bytes | None:
+        """Return its key."""
+        ...
+
+    def value(self) -> bytes | None:
+        """Return its value."""
+        ...
+
+
 class LogReader(Protocol):
-    """Records that are looked up by when they were written."""
+    """Records that are looked up by when they were written, or where they stand."""
 
     async def find(
         self, topic: str, partition: int, at_ms: int, match: Callable[[bytes], T | None], *, within_ms: int = ...
     ) -> T | None:
         """Return the first match among a partition's records from this time on, for so long."""
+        ...
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return for each partition the offset that its next record will have."""
+        ...
+
+    async def scan(self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Record], bool]) -> None:
+        """Show the records of [start, stop) until ``visit`` says that it has seen enough; in another thread."""
         ...
 
 
@@ -85,6 +110,14 @@ class Runner(Protocol):
 
     def in_work(self, conversation_id: str) -> list[Question]:
         """Return a conversation's questions that are running or queued here, in order."""
+        ...
+
+    def position(self, partition: int) -> int:
+        """Return the offset below which every question of a partition is in work here, or finished."""
+        ...
+
+    def by_key(self, conversation_id: str, replay_key: str) -> Question | None:
+        """Return the first question in work here that was asked under this key."""
         ...
 
 
@@ -139,6 +172,18 @@ class Conversations(Protocol):
         """Return a conversation; raises `NotOwner`."""
         ...
 
+    def is_erased(self, conversation_id: str) -> bool:
+        """Return whether there was a conversation, and it was erased; raises `NotOwner`."""
+        ...
+
     def of_user(self, tenant: str, user: str) -> "list[Listed]":
         """Return a user's conversations in this worker's partitions."""
+        ...
+
+
+class Replays(Protocol):
+    """The table of keys that finished turns were asked under, as far as this worker owns it."""
+
+    def find(self, conversation_id: str, replay_key: str, now: int) -> "Replay | None":
+        """Return the turn that has a key at this time; raises `NotOwner`."""
         ...

@@ -1,6 +1,9 @@
 """How far a turn is, by the log: the same fold that every reader of its events sees."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -9,6 +12,9 @@ from domain.tokens import Token, text_of
 from domain.turns import End, Status
 from streams.records import Question
 from web.site import Site
+
+# How far this worker's reading of the log may be behind that of another one, which showed somebody a turn's end.
+BEHIND_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +70,15 @@ async def progress_of(site: Site, question: Question) -> Progress:
     log = site.chat.services.token_log
     async with log.attach(question.turn_id, partition, question.tokens_from) as logged:
         return Progress(tuple(logged.pieces), logged.fold.claims, logged.expired)
+
+
+async def has_ended(site: Site, question: Question) -> bool:
+    """Return whether a turn has ended, for someone who may have seen its end on another worker just now."""
+    partition = place_of_turn(question.turn_id).partition
+    log = site.chat.services.token_log
+    async with log.attach(question.turn_id, partition, question.tokens_from) as logged:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BEHIND_SECONDS):
+                while not logged.fold.ended:
+                    await logged.changed(len(logged.pieces))
+        return logged.fold.ended

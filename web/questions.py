@@ -14,7 +14,6 @@ from web.keys import Identity
 from web.site import SITE, Site
 
 QUEUED_MS: Final = 600_000  # how long a question waits for those before it, to still be found years later
-AHEAD_MS: Final = 60_000  # how far the clock of another worker may be ahead of ours
 
 
 async def question_of(request: web.Request) -> Question | Turn:
@@ -22,12 +21,16 @@ async def question_of(request: web.Request) -> Question | Turn:
 
     Raises `ApiError` 404 if there is none, or it is another user's.
     """
-    site, turn_id = request.app[SITE], request.match_info["turn_id"]
+    return await own_question(request.app[SITE], who(request), request.match_info["turn_id"])
+
+
+async def own_question(site: Site, identity: Identity, turn_id: str) -> Question | Turn:
+    """Return the question of a turn of this user's; see `question_of`."""
     place = _place(site, turn_id)
     found: Question | Turn | None = None
     if place is not None:
         found = await find_question(site, turn_id, place) or await find_turn(site, turn_id, place)
-    if found is None or not owns(who(request), found):
+    if found is None or not owns(identity, found):
         raise not_found("turn", turn_id)
     return found
 
@@ -39,9 +42,7 @@ def owns(identity: Identity, record: Question | Turn) -> bool:
 
 def _place(site: Site, turn_id: str) -> Place | None:
     place = place_of(turn_id)
-    if place is None or place.partition >= site.chat.settings.partitions:
-        return None
-    return place if place.milliseconds <= site.now_ms() + AHEAD_MS else None
+    return place if place is not None and place.partition < site.chat.settings.partitions else None
 
 
 async def find_question(site: Site, turn_id: str, place: Place) -> Question | None:

@@ -4,7 +4,8 @@ import msgspec
 from aiohttp import web
 
 from streams.app import app
-from tables import conversations as table
+from tables import conversations as conversations_table
+from tables import replays as replays_table
 from web import (
     ask,
     conversations,
@@ -16,6 +17,7 @@ from web import (
     openai_chat,
     openapi,
     page,
+    socket,
     turns,
 )
 from web.auth import guard_dev, identified
@@ -23,7 +25,7 @@ from web.bodies import go_on
 from web.errors import answer_errors
 from web.openai_shapes import ChatCompletion, ChatCompletionRequest, ModelList, ModelObject
 from web.openapi import OPENAPI, Parameter, Route
-from web.ports import Chat, Conversations
+from web.ports import Chat, Conversations, Replays
 from web.shapes import (
     AcceptedTurn,
     ChangedConversation,
@@ -45,7 +47,9 @@ from web.tracing import on_headers, trace
 KEY = Parameter(
     name="Idempotency-Key",
     where="header",
-    does="Makes a repeated request harmless: the same key and body give the same object, for a day.",
+    does="Makes a repeated request harmless, on any worker and after any crash. For a day the same key and body, on the"
+    " same route, give the same turn, also one that failed; the same conversation for as long as it is there. With"
+    " another body 409 `idempotency_key_reused`. Printable characters.",
     schema={"type": "string", "maxLength": 255},
 )
 LAST_EVENT_ID = Parameter(
@@ -187,6 +191,21 @@ ROUTES: tuple[Route, ...] = (
         parameters=(KEY,),
     ),
     Route(
+        group="Turns",
+        method="GET",
+        path="/v1/ws",
+        handler=socket.socket,
+        does="The same commands and events over a WebSocket.",
+        more="Messages are JSON objects. A client sends `ask` `{conversation_id?, idempotency_key?, …}` with the fields"
+        " of the route's body (without a conversation, one is begun), `regenerate` and `edit` `{turn_id, …}`, `stop`"
+        " `{turn_id}`, `events` `{turn_id, starting_after?}` and `ping`, each with its name as `type` and, if it likes,"
+        " a `ref` of its own, which the answer carries too. `accepted` has what the route answers; after `ask`,"
+        " `regenerate`, `edit` and `events` the turn's events follow: the event's name as `type`, its number as `id`,"
+        " `turn_id`, and the fields of its data. `error` has `status`, the error object and, where it is a matter of"
+        " time, `retry_after`. At 1012 connect again, and send `events` with the last `id` as `starting_after`.",
+        status=101,
+    ),
+    Route(
         group="OpenAI",
         method="POST",
         path="/v1/chat/completions",
@@ -282,12 +301,12 @@ ROUTES: tuple[Route, ...] = (
 
 def register(application: web.Application) -> None:
     """Add the routes of this worker to its web application."""
-    set_up(application, app, table)
+    set_up(application, app, conversations_table, replays_table)
 
 
-def set_up(application: web.Application, chat: Chat, conversations_table: Conversations) -> None:
+def set_up(application: web.Application, chat: Chat, conversations: Conversations, replays: Replays) -> None:
     """Add all routes, with what they share, to an application."""
-    site = Site(chat, conversations_table)
+    site = Site(chat, conversations, replays)
     application[SITE] = site
     contract = openapi.document(ROUTES)
     application[OPENAPI] = msgspec.json.encode(contract)

@@ -91,45 +91,37 @@ class StoppedTurn(Struct, frozen=True, kw_only=True):
     status: Status
 
 
-class TurnView(Struct, frozen=True, kw_only=True):
+class ShownTurn(Struct, frozen=True, kw_only=True):
+    """A turn, as far as every route shows it. ``last_event_id`` is the event up to which ``answer`` goes."""
+
+    turn_id: str
+    input: str
+    model: str
+    status: Status
+    answer: str
+    created_at: datetime
+    object: Literal["turn"] = "turn"
+    beside: str | None = None
+    outcome: Outcome | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: Failure | None = None
+    last_event_id: int | None = None
+
+
+class TurnView(ShownTurn, frozen=True, kw_only=True):
     """A turn. ``last_event_id`` is the event up to which ``answer`` goes: read on with ``?starting_after=``."""
 
-    turn_id: str
     conversation_id: str
-    input: str
-    model: str
-    status: Status
-    answer: str
-    created_at: datetime
-    object: Literal["turn"] = "turn"
-    beside: str | None = None
     citations: list[dict[str, Any]] = []
-    usage: Usage | None = None
     claims: int = 0
-    outcome: Outcome | None = None
-    error: Failure | None = None
-    timings: Timings | None = None
     metadata: dict[str, Any] = {}
-    last_event_id: int | None = None
 
 
-class TurnInConversation(Struct, frozen=True, kw_only=True):
+class TurnInConversation(ShownTurn, frozen=True, kw_only=True):
     """A turn as its conversation shows it. ``parent``: the turn that it follows, or none."""
 
-    turn_id: str
-    input: str
-    model: str
-    status: Status
-    answer: str
-    created_at: datetime
-    object: Literal["turn"] = "turn"
     parent: str | None = None
-    beside: str | None = None
-    outcome: Outcome | None = None
-    usage: Usage | None = None
-    timings: Timings | None = None
-    error: Failure | None = None
-    last_event_id: int | None = None
 
 
 class ConversationView(Struct, frozen=True, kw_only=True):

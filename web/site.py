@@ -8,8 +8,8 @@ from aiohttp import ClientSession, web
 from streams.records import Question
 from web.caches import Cache
 from web.keys import Keys
-from web.ports import Chat, Conversations
-from web.replays import Replays
+from web.ports import Chat, Conversations, Replays
+from web.replays import Attempts
 from web.shapes import ConversationView
 from web.sse import Streams
 
@@ -19,7 +19,6 @@ OWNERS: Final = 100_000
 OWNERS_SECONDS: Final = 300.0  # so long may a worker that did not see it take questions for an erased conversation
 QUESTIONS_BYTES: Final = 32 * MEGABYTE
 QUESTIONS_SECONDS: Final = 3600.0
-LATEST: Final = 1000
 YOUNG_SECONDS: Final = 10.0  # so long may the table of a new conversation's owner lag behind
 BEGUN_SECONDS: Final = 3.0  # so long is what was begun here listed although its table does not have it
 ERASED: Final = 10_000
@@ -29,20 +28,20 @@ ERASED_SECONDS: Final = 600.0
 class Site:
     """See the module.
 
-    ``owners``: conversation -> (tenant, user). ``latest``: conversation -> its last question, while it may still
-    be on its way to the runner. ``accepting``: conversations where a question is being accepted that must be alone.
+    ``owners``: conversation -> (tenant, user). ``accepting``: conversations where a question is being accepted that
+    must be alone.
     """
 
-    def __init__(self, chat: Chat, conversations: Conversations) -> None:
+    def __init__(self, chat: Chat, conversations: Conversations, replays: Replays) -> None:
         clock = time.monotonic
         self.chat = chat
         self.conversations = conversations
+        self.replays = replays
         self.keys = Keys(chat.settings.keys)
         self.streams = Streams(ping=chat.settings.ping_seconds, patience=chat.settings.write_seconds)
-        self.replays = Replays(clock)
+        self.attempts = Attempts(clock)
         self.owners: Cache[tuple[str, str]] = Cache(OWNERS, OWNERS_SECONDS, clock)
         self.questions: Cache[Question] = Cache(QUESTIONS_BYTES, QUESTIONS_SECONDS, clock)
-        self.latest: Cache[Question] = Cache(LATEST, YOUNG_SECONDS, clock)
         self.accepting: set[str] = set()
         self.created: Cache[tuple[tuple[str, str], ConversationView]] = Cache(OWNERS, BEGUN_SECONDS, clock)
         self.erased: Cache[bool] = Cache(ERASED, ERASED_SECONDS, clock)

@@ -6,70 +6,35 @@ from typing import Any
 from aiohttp import web
 
 from streams.records import Question, Turn
-from web.ask import HEADRACE, Asked, accept, accepted, checked_input, given
+from web.ask import Asked, accept, accepted, checked_input, given
 from web.auth import who
 from web.belonging import check_belongs
 from web.bodies import checked_metadata, give, take
 from web.controls import control, publish
 from web.errors import ApiError
-from web.progress import Progress, place_of_turn, progress_of
+from web.progress import has_ended, place_of_turn, progress_of
 from web.questions import find_turn, question_of
-from web.shapes import EditedTurn, Options, RegeneratedTurn, StoppedTurn, TurnView, rfc3339
+from web.shapes import EditedTurn, Options, RegeneratedTurn, StoppedTurn, TurnView
 from web.site import SITE
+from web.views import of_finished, of_log
 
 
 async def read(request: web.Request) -> web.StreamResponse:
     """Return a turn with its answer so far."""
     site, found = request.app[SITE], await question_of(request)
     if isinstance(found, Turn):
-        return give(of_finished(found))
+        return give(_finished(found))
     progress = await progress_of(site, found)
     if progress.gone:
         finished = await find_turn(site, found.turn_id, place_of_turn(found.turn_id))
         if finished is not None:
-            return give(of_finished(finished))
-    return give(of_log(found, progress))
+            return give(_finished(finished))
+    more = {"conversation_id": found.conversation_id, "claims": progress.claims, "metadata": found.metadata}
+    return give(of_log(TurnView, found, progress, **more))
 
 
-def of_log(question: Question, progress: Progress) -> TurnView:
-    """Return a turn as its question and its tokens have it."""
-    end = progress.end
-    return TurnView(
-        turn_id=question.turn_id,
-        conversation_id=question.conversation_id,
-        input=question.input,
-        model=(end.model if end else "") or question.model or HEADRACE,
-        status=progress.status,
-        answer=progress.answer,
-        created_at=rfc3339(place_of_turn(question.turn_id).milliseconds),
-        beside=question.beside or None,
-        usage=end.usage if end else None,
-        claims=progress.claims,
-        outcome=end.outcome if end else None,
-        error=end.error if end else None,
-        timings=end.timings if end else None,
-        metadata=question.metadata,
-        last_event_id=progress.last_event_id,
-    )
-
-
-def of_finished(turn: Turn) -> TurnView:
-    """Return a turn as its finished record has it, whose tokens Kafka has deleted."""
-    return TurnView(
-        turn_id=turn.turn_id,
-        conversation_id=turn.conversation_id,
-        input=turn.input,
-        model=turn.model,
-        status=turn.outcome,
-        answer=turn.answer,
-        created_at=rfc3339(turn.asked_at),
-        usage=turn.usage,
-        claims=turn.claims,
-        outcome=turn.outcome,
-        error=turn.error,
-        timings=turn.timings,
-        metadata=turn.metadata,
-    )
+def _finished(turn: Turn) -> TurnView:
+    return of_finished(TurnView, turn, conversation_id=turn.conversation_id, claims=turn.claims, metadata=turn.metadata)
 
 
 async def stop(request: web.Request) -> web.StreamResponse:
@@ -87,7 +52,7 @@ async def regenerate(request: web.Request) -> web.StreamResponse:
     """Answer the same question again, beside the first answer."""
     new = await take(request, RegeneratedTurn)
     old = await question_of(request)
-    if isinstance(old, Question) and (await progress_of(request.app[SITE], old)).end is None:
+    if isinstance(old, Question) and not await has_ended(request.app[SITE], old):
         message = "The turn is still being answered. Stop it first, or wait for its end."
         raise ApiError(409, "turn_not_finished", message)
     again = asked_again(old, old.input)

@@ -227,16 +227,42 @@ async def test_a_short_break_is_not_mentioned_and_a_long_one_is(page: Page, serv
     await turn.start()
     await turn.say("one ")
     await expect_text(page, "one")
+    status = page.locator(".status")
+    await page.clock.install()
 
     server.refuse("GET /v1/turns/.*", 503, times=100)
     server.drop()
-    await expect(page.locator(".status")).to_be_hidden()
-    await expect(page.locator(".status")).to_have_text("Reconnecting…")
+    await page.clock.run_for(4500)
+    await expect(status).to_be_hidden()
+    await page.clock.run_for(1500)
+    await expect(status).to_have_text("Continuing…")
+    await page.clock.run_for(6000)
+    await expect(status).to_have_text("Reconnecting…")
     server.refusals.clear()
+    await page.clock.resume()
     await turn.say("two")
+    await expect(status).to_be_hidden()
     await turn.complete()
 
     await expect_text(page, "one two")
+
+
+async def test_an_answer_that_pauses_on_an_open_connection_is_said_to_continue(page: Page, server: PageServer) -> None:
+    turn = await ask(page, server, "Count")
+    await turn.start()
+    await turn.say("one ")
+    await expect_text(page, "one")
+    status = page.locator(".status")
+
+    await page.clock.install()
+    await page.clock.run_for(4500)
+    await expect(status).to_be_hidden()
+    await page.clock.run_for(1500)
+    await expect(status).to_have_text("Continuing…")
+    await page.clock.resume()
+    await turn.say("two")
+
+    await expect(status).to_be_hidden()
 
 
 async def test_the_page_follows_the_answer_until_the_reader_scrolls_up(page: Page, server: PageServer) -> None:

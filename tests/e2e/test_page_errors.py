@@ -146,14 +146,39 @@ async def test_a_stop_that_does_not_get_through_is_said_and_can_be_repeated(page
     turn = await ask(page, server, "Count")
     await turn.start()
     await turn.say("one")
-    server.refuse("POST /v1/turns/.*/stop", 503)
+    server.refuse("POST /v1/turns/.*/stop", 403)
 
     await page.get_by_role("button", name="Stop the answer").click()
-    await expect(page.locator("#notices")).to_contain_text("The server is not ready.")
+    await expect(page.locator("#notices")).to_contain_text("You may not do this.")
     await page.get_by_role("button", name="Stop the answer").click()
 
     await expect_ended(page)
     assert turn.status == "stopped"
+
+
+async def test_while_the_group_shares_out_its_work_the_page_shows_nothing_unusual(
+    open_page: OpenPage, server: PageServer
+) -> None:
+    server.add_conversation("Yesterday's question")
+    server.refuse("GET /v1/conversations", 503, headers={"Retry-After": "0"})
+    page = await open_page()
+    await expect(page.get_by_role("link", name="Yesterday's question")).to_be_visible()
+
+    server.refuse(TURNS, 503, headers={"Retry-After": "0"})
+    turn = await ask(page, server, "Are you there?")
+    await turn.start()
+    await turn.say("Yes.")
+    server.refuse("GET /v1/turns/.*", 503)
+    server.drop()
+    server.refuse("POST /v1/turns/.*/stop", 503)
+    await page.get_by_role("button", name="Stop the answer").click()
+
+    await expect_ended(page)
+    assert turn.status == "stopped"
+    assert [refusal.times for refusal in server.refusals] == [0] * 4
+    await expect(page.get_by_role("alert").filter(visible=True)).to_have_count(0)
+    await expect(page.locator("#list-problem")).to_be_hidden()
+    await expect(page.locator("#notices")).to_be_empty()
 
 
 async def test_a_conversation_that_is_gone_is_said_to_be(open_page: OpenPage) -> None:
@@ -167,10 +192,10 @@ async def test_a_conversation_that_is_gone_is_said_to_be(open_page: OpenPage) ->
 
 async def test_a_list_that_cannot_be_shown_can_be_asked_for_again(open_page: OpenPage, server: PageServer) -> None:
     server.add_conversation("Yesterday's question")
-    server.refuse("GET /v1/conversations", 503)
+    server.refuse("GET /v1/conversations", 403)
     page = await open_page()
 
-    await expect(page.locator("#list-problem")).to_contain_text("The list cannot be shown. The server is not ready.")
+    await expect(page.locator("#list-problem")).to_contain_text("The list cannot be shown. You may not do this.")
     await page.locator("#list-again").click()
 
     await expect(page.get_by_role("link", name="Yesterday's question")).to_be_visible()

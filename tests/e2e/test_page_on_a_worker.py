@@ -15,6 +15,16 @@ from tests.support.services import Services
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+# Writes down every alert and notice that a person could see, however short.
+NOTE_TROUBLE = """() => {
+  window.trouble = [];
+  const look = () => {
+    for (const shown of document.querySelectorAll("[role=alert], .notice, #list-problem")) {
+      if (shown.checkVisibility() && shown.textContent.trim()) window.trouble.push(shown.textContent.trim());
+    }
+  };
+  new MutationObserver(look).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+}"""
 ENDLESS = "How does a word get here? [tokens=5000 pace=50]"
 
 
@@ -46,6 +56,27 @@ async def test_an_answer_through_a_worker_survives_ten_lost_connections_and_a_re
             await page.reload()
             await expect_text(page, _plain(text))
             await expect(page.locator(".turn")).to_have_count(1)
+
+
+async def test_a_worker_that_is_killed_in_mid_answer_and_comes_back_is_no_news(
+    browser: Browser, services: Services, start_worker: StartWorker
+) -> None:
+    async with ModelServer() as model, await browser.new_context() as context:
+        worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+        page = await context.new_page()
+        await page.goto(worker.url)
+        await page.evaluate(NOTE_TROUBLE)
+        question = "What if you die? [tokens=200 pace=50]"
+        await page.get_by_label("Question", exact=True).fill(question)
+        await page.keyboard.press("Enter")
+        await _more_of_the_answer(page)
+
+        worker.kill()
+        await worker.start()
+
+        await expect_text(page, _plain("".join(expected_answer(question))))
+        await expect_ended(page)
+        assert await page.evaluate("trouble") == []
 
 
 async def test_a_conversation_on_a_worker_is_stopped_answered_again_edited_renamed_and_deleted(

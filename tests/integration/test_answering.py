@@ -110,6 +110,28 @@ async def test_a_conversation_survives_a_restart_and_is_rebuilt_from_its_changel
     assert [each["id"] for each in (await client.call("GET", "/v1/conversations"))["data"]] == [conversation]
 
 
+async def test_a_queued_turn_is_stopped_at_once_and_keeps_its_place_in_the_conversation(
+    services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession
+) -> None:
+    client = ChatClient(http, (await start_worker(services, OPENAI_BASE_URL=model.base_url)).url)
+    conversation = await client.converse()
+    first = await client.ask(conversation, "a long one [tokens=2000]")
+    second = await client.ask(conversation, "queued behind it [tokens=5]")
+    third = await client.ask(conversation, "after both [tokens=5]")
+
+    await client.call("POST", f"/v1/turns/{second}/stop")
+    stopped = await client.read(second)
+    assert (stopped.outcome, stopped.text) == ("stopped", "")
+    assert (await client.call("GET", f"/v1/turns/{first}"))["status"] == "running"
+
+    await client.call("POST", f"/v1/turns/{first}/stop")
+    await client.read(third)
+    async with asyncio.timeout(10):  # it is put into its conversation after its reader saw the end
+        while len(kept := (await client.call("GET", f"/v1/conversations/{conversation}"))["turns"]) < 3:
+            await asyncio.sleep(0.02)
+    assert [(turn["turn_id"], turn["parent"]) for turn in kept] == [(first, None), (second, first), (third, second)]
+
+
 async def test_stop_keeps_the_text_so_far(
     services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession
 ) -> None:

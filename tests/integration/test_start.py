@@ -31,7 +31,7 @@ async def refused(worker: Worker) -> str:
 async def test_a_wrong_setting_is_named_and_no_secret_is_shown(
     services: Services, start_worker: StartWorker, environ: dict[str, str], said: str
 ) -> None:
-    log = await refused(await start_worker(services, ready=False, **environ))
+    log = await refused(await start_worker(services, ready=False, supervised=False, **environ))
 
     assert said in log
     assert "secretsecret" not in log
@@ -57,7 +57,7 @@ async def test_a_topic_with_another_partition_count_stops_the_start(
 
     log = await refused(await start_worker(services, ready=False, HEADRACE_PARTITIONS="5"))
 
-    assert "chat.questions.v1 has 8 partitions, but HEADRACE_PARTITIONS is 5" in log
+    assert "chat.questions.v1 has 8 partitions and needs 5" in log
     assert "Traceback" not in log
 
 

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from config.settings import Settings
-from domain.errors import LogUnavailable, ModelBusy, NotOwner
+from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner
 from domain.generation import Usage
 from domain.ids import place_of
 from domain.tokens import Fold, Token, text_of
@@ -22,6 +23,7 @@ from domain.turns import End, Failure, Outcome, Start
 from streams.records import Control, Question, Turn, Wire, encode
 from streams.topics import Topics, TopicSpec, partition_of
 from tables.conversations import Conversation, KeptTurn, Listed
+from tables.replays import HOLDS_MS, Replay
 
 T = TypeVar("T")
 
@@ -75,17 +77,27 @@ class Record(NamedTuple):
 
     partition: int
     at_ms: int
-    value: bytes
+    content: bytes
+    of: str = ""
+
+    def key(self) -> bytes:
+        return self.of.encode()
+
+    def value(self) -> bytes:
+        return self.content
 
 
 class FakeKafka:
-    """What the workers share: records, tokens, rows."""
+    """What the workers share: records, tokens, rows. ``underway``: questions that no runner has taken yet."""
 
     def __init__(self) -> None:
         self.records: dict[str, list[Record]] = {}
         self.turns: dict[str, FakeLoggedTurn] = {}
         self.rows: dict[str, Conversation] = {}
+        self.replays: dict[str, Replay] = {}
+        self.erased: set[str] = set()
         self.working: dict[str, list[Question]] = {}
+        self.underway: dict[int, list[int]] = {}
         self.published: list[Wire] = []
         self.readers = 0
 
@@ -123,11 +135,14 @@ class FakeKafka:
         """Do what the agents do when a turn has ended."""
         working = self.working.get(question.conversation_id, [])
         self.working[question.conversation_id] = [one for one in working if one.turn_id != question.turn_id]
+        place = place_of(question.turn_id)
+        assert place is not None
+        if question.replay_key:
+            replay = Replay(turn_id=question.turn_id, fingerprint=question.fingerprint, at=place.milliseconds)
+            self.replays.setdefault(question.replay_key, replay)
         row = self.rows.get(question.conversation_id)
         if row is None or question.messages:
             return
-        place = place_of(question.turn_id)
-        assert place is not None
         kept = KeptTurn(
             turn_id=question.turn_id,
             parent=row.turns[-1].turn_id if row.turns else "",
@@ -151,6 +166,7 @@ class FakeKafka:
                     created_at=control.at,
                     updated_at=control.at,
                     metadata=control.metadata or {},
+                    fingerprint=control.fingerprint,
                 )
             case "rename" if row is not None:
                 self.rows[control.conversation_id] = msgspec.structs.replace(
@@ -161,6 +177,7 @@ class FakeKafka:
                 )
             case "erase":
                 self.rows.pop(control.conversation_id, None)
+                self.erased.add(control.conversation_id)
             case "stop" if not self.logged(control.turn_id).fold.ended and self.logged(control.turn_id).pieces:
                 self.end(control.turn_id, "stopped")
             case _:
@@ -187,6 +204,8 @@ class FakeTokenLog:
     async def read(self, turn_id: str, partition: int, since: int, after: int = -1) -> AsyncIterator[list[Token]]:
         seen = after + 1
         async with self.attach(turn_id, partition, since) as turn:
+            if turn.expired and not turn.pieces:
+                raise Expired("the log has no tokens of the turn any more")
             while not turn.fold.ended or len(turn.pieces) > seen:
                 if len(turn.pieces) > seen:
                     pieces = turn.pieces[seen:]
@@ -202,6 +221,7 @@ class FakeLogReader:
     def __init__(self, kafka: FakeKafka) -> None:
         self._kafka = kafka
         self.searches = 0
+        self.down = False
 
     async def find(
         self, topic: str, partition: int, at_ms: int, match: Callable[[bytes], T | None], *, within_ms: int = 60_000
@@ -209,10 +229,23 @@ class FakeLogReader:
         self.searches += 1
         for record in self._kafka.records.get(topic, ()):
             if record.partition == partition and at_ms <= record.at_ms <= at_ms + within_ms:
-                found = match(record.value)
+                found = match(record.content)
                 if found is not None:
                     return found
         return None
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        if self.down:
+            raise LogUnavailable("Kafka does not answer")
+        return {partition: len(self._of(topic, partition)) for partition in partitions}
+
+    async def scan(self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Record], bool]) -> None:
+        for record in self._of(topic, partition)[start:stop]:
+            if visit(record):
+                return
+
+    def _of(self, topic: str, partition: int) -> list[Record]:
+        return [record for record in self._kafka.records.get(topic, ()) if record.partition == partition]
 
 
 class FakeModel:
@@ -246,12 +279,19 @@ class FakeRunner:
     def in_work(self, conversation_id: str) -> list[Question]:
         return self._kafka.working.get(conversation_id, [])
 
+    def position(self, partition: int) -> int:
+        return min(self._kafka.underway.get(partition) or [sys.maxsize])
+
+    def by_key(self, conversation_id: str, replay_key: str) -> Question | None:
+        return next((one for one in self.in_work(conversation_id) if one.replay_key == replay_key), None)
+
 
 class FakeWorker:
     """What `streams.app` is to the web layer.
 
     ``owners``: where the owner of a partition listens; a partition that is not in it is this worker's own.
-    ``rebalancing``, ``kafka_down``, ``loses_acknowledgements`` and ``why_not_ready`` are the troubles it can have.
+    ``rebalancing``, ``kafka_down``, ``loses_acknowledgements``, ``late`` (Kafka takes a record, but not yet) and
+    ``why_not_ready`` are the troubles it can have.
     ``lag``: so many reads of the table do not see a control yet. ``reaches_runner``: whether questions do.
     ``script``: how every question is answered, at once.
     """
@@ -266,6 +306,8 @@ class FakeWorker:
         self.rebalancing = False
         self.kafka_down = False
         self.loses_acknowledgements = False
+        self.late = False
+        self.still_to_come: list[Wire] = []
         self.why_not_ready = ""
         self.script: Callable[[FakeKafka, Question], Any] | None = None
         self.reaches_runner = True
@@ -276,9 +318,14 @@ class FakeWorker:
     async def publish(self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None) -> int:
         if self.kafka_down:
             raise LogUnavailable("Kafka did not take a record")
+        if self.late:
+            self.still_to_come.append(record)
+            raise LogUnavailable("Kafka has not acknowledged a record yet")
         await asyncio.sleep(0)
         records = self.kafka.records.setdefault(spec.name, [])
-        records.append(Record(partition_of(key, spec.partitions), at_ms or 0, encode(record)))
+        partition = partition_of(key, spec.partitions)
+        offset = sum(other.partition == partition for other in records)
+        records.append(Record(partition, at_ms or 0, encode(record), key))
         self.kafka.published.append(record)
         match record:
             case Control():
@@ -289,13 +336,15 @@ class FakeWorker:
             case Question():
                 if self.reaches_runner:
                     self.kafka.working.setdefault(record.conversation_id, []).append(record)
+                else:
+                    self.kafka.underway.setdefault(partition, []).append(offset)
                 if self.script is not None:
                     self.script(self.kafka, record)
             case _:
                 pass
         if self.loses_acknowledgements:
             raise LogUnavailable("Kafka did not acknowledge a record")
-        return len(records) - 1
+        return offset
 
     def owner_url(self, partition: int) -> URL | None:
         if self.rebalancing:
@@ -335,6 +384,9 @@ class FakeConversations:
         self._worker.look()
         return self._worker.kafka.rows.get(conversation_id)
 
+    def is_erased(self, conversation_id: str) -> bool:
+        return conversation_id in self._worker.kafka.erased
+
     def of_user(self, tenant: str, user: str) -> list[Listed]:
         return [
             Listed(
@@ -349,12 +401,25 @@ class FakeConversations:
         ]
 
 
+class FakeReplays:
+    """The table of keys, as far as the worker owns them."""
+
+    def __init__(self, worker: FakeWorker) -> None:
+        self._worker = worker
+
+    def find(self, conversation_id: str, replay_key: str, now: int) -> Replay | None:
+        if self._worker.rebalancing or not self._worker.owns(conversation_id):
+            raise NotOwner("another worker's")
+        found = self._worker.kafka.replays.get(replay_key)
+        return found if found and now - found.at <= HOLDS_MS else None
+
+
 def application_of(worker: FakeWorker) -> web.Application:
     """Return the web application of a fake worker, with all routes."""
     from web.routes import set_up  # noqa: PLC0415 - imports the Faust app, which some users of these fakes do not need
 
     application = web.Application()
-    set_up(application, worker, FakeConversations(worker))
+    set_up(application, worker, FakeConversations(worker), FakeReplays(worker))
     return application
 
 

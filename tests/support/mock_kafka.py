@@ -22,10 +22,10 @@ class MockKafka:
         assert self._cluster.list_topics(topic, timeout=10).topics[topic].partitions
         return topic
 
-    def write(self, topic: str, partition: int, value: bytes) -> None:
-        """Write something that no writer of ours would."""
+    def write(self, topic: str, partition: int, value: bytes | None, *, key: bytes | None = None) -> None:
+        """Write something, also what no writer of ours would."""
         assert self._cluster is not None
-        self._cluster.produce(topic, value, partition=partition)
+        self._cluster.produce(topic, value, key, partition=partition)
         assert self._cluster.flush(10) == 0
 
     def die(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 
-from adapters.model import Model
+from adapters.resuming import Server
 from config.settings import Settings
 from domain.generation import Delta, Generation
 
@@ -23,7 +23,7 @@ def asking(question: str, so_far: str = "", options: Mapping[str, object] | None
     return Generation("scripted", messages, options or {})
 
 
-async def read(model: Model, generation: Generation, into: list[Delta] | None = None) -> list[Delta]:
+async def read(model: Server, generation: Generation, into: list[Delta] | None = None) -> list[Delta]:
     """Return all deltas; ``into`` keeps those that came before an error."""
     deltas = [] if into is None else into
     async with aclosing(model.stream(generation)) as stream:

@@ -27,6 +27,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from adapters.resuming import PROBE_NEXT, PROBE_QUESTION
+from domain.resume import CONTINUE, last_words
 from tests.support.scripted_answer import (
     Chunks,
     Script,
@@ -113,6 +115,7 @@ class ModelServer:
         self.models = ["scripted"]
         self.models_status = 200
         self.lists_sent = 0
+        self.probes = 0
         self._host, self._port = host, port
         self._asked: Counter[str] = Counter()
         self._next_faults: deque[Script] = deque()
@@ -212,6 +215,8 @@ class ModelServer:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if is_probe(body):
+            return self._probe(body)
         self.stats.requests += 1
         self.requests.append(body)
         self.headers.append(request.headers)
@@ -223,6 +228,8 @@ class ModelServer:
             return refusal(400, str(error))
         if script.fault:
             self.stats.faults += 1
+        if refuses_flags(body, script):
+            return refusal(400, "continue_final_message is not a parameter")
         if script.status:
             headers = {"Retry-After": script.retry_after} if script.retry_after else {}
             return refusal(script.status, script.message or f"scripted {script.status}", headers)
@@ -233,6 +240,16 @@ class ModelServer:
         async with self._counted(script):
             await asyncio.sleep(script.wait)
             return await (self._stream(request, answer) if body.get("stream") else self._whole(answer))
+
+    def _probe(self, body: Mapping[str, Any]) -> web.Response:
+        """Answer a worker that tries out how this server goes on. No person asked, so nothing is counted."""
+        self.probes += 1
+        if refuses_flags(body, self.defaults):
+            return refusal(400, "continue_final_message is not a parameter")
+        chunks = Chunks("chatcmpl-probe", str(body.get("model")), int(time.time()))
+        said = f"{PROBE_NEXT} seven" if continues(body, self.defaults) else "One, two"
+        stream = chunks.text(said) + chunks.delta({}, "length") + chunks.done()
+        return web.Response(body=stream, content_type="text/event-stream")
 
     def _script(self, body: Mapping[str, Any]) -> Script:
         """Return what the question asks for, with its fault only where it is due."""
@@ -300,15 +317,19 @@ class Answer:
         )
         tokens = self._after_prefill(expected_answer(self._question, script.tokens))
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(tokens)
+        limit = limit if script.limit else len(tokens)
         self.tokens = [] if self._calls else tokens[:limit]
         self.finish = "tool_calls" if self._calls else "length" if limit < len(tokens) else "stop"
 
     def _after_prefill(self, tokens: Sequence[str]) -> Sequence[str]:
-        last = self._body["messages"][-1]
-        if last["role"] != "assistant" or not self.script.prefill:
+        so_far = text_to_continue(self._body)
+        told = is_told_to_continue(self._body)
+        if not so_far or not (told or continues(self._body, self.script)):
             return tokens
         self._stats.prefills += 1
-        rest = rest_of(tokens, text_of(last))
+        rest = rest_of(tokens, so_far)
+        if told and rest is not None:
+            return [last_words(so_far), *rest]
         if rest is None:
             # As a real model would: it goes on somehow. Whoever checks the text will see it.
             self._stats.other_prefills += 1
@@ -375,11 +396,39 @@ class Answer:
 
 
 def question_of(body: Mapping[str, Any]) -> str:
-    """Return the text of the last message of role user; raises ValueError if there is none, or none with a text."""
-    for message in reversed(body.get("messages", ())):
+    """Return the text of the last question; raises ValueError if there is none, or none with a text."""
+    messages = body.get("messages", ())
+    for message in reversed(messages[:-1] if is_told_to_continue(body) else messages):
         if message.get("role") == "user" and message.get("content") is not None:
             return text_of(message)
     raise ValueError("there is no message of role user with content")
+
+
+def is_told_to_continue(body: Mapping[str, Any]) -> bool:
+    """Tell whether the last message is no question but says that the answer before it is to go on."""
+    messages = body.get("messages", ())
+    return len(messages) > 1 and text_of(messages[-1]).startswith(CONTINUE.text.partition("\n")[0])
+
+
+def text_to_continue(body: Mapping[str, Any]) -> str:
+    """Return the text so far, "" where an answer is to begin."""
+    last = body["messages"][-2 if is_told_to_continue(body) else -1]
+    return text_of(last) if last["role"] == "assistant" else ""
+
+
+def continues(body: Mapping[str, Any], script: Script) -> bool:
+    """Tell whether a server like this continues a last message of role assistant."""
+    return script.prefill and (script.flags != "needed" or bool(body.get("continue_final_message")))
+
+
+def refuses_flags(body: Mapping[str, Any], script: Script) -> bool:
+    """Tell whether the request has flags that a server like this does not know."""
+    return script.flags == "refused" and "continue_final_message" in body
+
+
+def is_probe(body: Mapping[str, Any]) -> bool:
+    """Tell whether a worker only tries out how this server goes on."""
+    return any(text_of(message) == PROBE_QUESTION for message in body.get("messages", ())[:1])
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from streams.records import Question, encode
 
@@ -35,6 +36,8 @@ class FakeGroup:
     log: list[tuple[int, int, bytes, bytes]] = field(default_factory=list)
     acked: list[int] = field(default_factory=list)
     queue: "asyncio.Queue[FakeEvent | None]" = field(default_factory=asyncio.Queue)
+    begins: dict[int, int] = field(default_factory=dict)
+    held_back: bool = False
 
     async def events(self) -> AsyncIterator[FakeEvent]:
         """Yield what was delivered, until `close`."""
@@ -46,6 +49,18 @@ class FakeGroup:
         assert event.message.generation_id == self.generation
         self.acked.append(event.message.offset)
 
+    def delivers_from(self, partition: int) -> int:
+        """Return where the delivery of a partition began."""
+        return -1 if self.rebalancing else self.begins.get(partition, 0)
+
+    def hold_back(self) -> None:
+        """Note that no more is wanted."""
+        self.held_back = True
+
+    def go_on(self) -> None:
+        """Note that more is wanted."""
+        self.held_back = False
+
     def deliver(self, value: bytes, *, key: str = "c", partition: int = 0) -> int:
         """Append a record to the log and deliver it."""
         offset = len(self.log)
@@ -53,10 +68,10 @@ class FakeGroup:
         self._put(offset)
         return offset
 
-    def ask(self, turn_id: str, conversation_id: str = "c", *, partition: int = 0, on_busy: str = "queue") -> int:
+    def ask(self, turn_id: str, conversation_id: str = "c", *, partition: int = 0, **fields: Any) -> int:
         """Deliver a question."""
         return self.deliver(
-            encode(question(turn_id, conversation_id, on_busy)), key=conversation_id, partition=partition
+            encode(question(turn_id, conversation_id, **fields)), key=conversation_id, partition=partition
         )
 
     def rebalance(self, kept: set[int]) -> None:
@@ -75,15 +90,15 @@ class FakeGroup:
         self.queue.put_nowait(FakeEvent(key, value, FakeMessage(partition, offset, self.generation)))
 
 
-def question(turn_id: str, conversation_id: str = "c", on_busy: str = "queue") -> Question:
+def question(turn_id: str, conversation_id: str = "c", *, tenant: str = "t", **fields: Any) -> Question:
     """Return a question."""
     return Question(
         turn_id=turn_id,
         conversation_id=conversation_id,
-        tenant="t",
+        tenant=tenant,
         user="u",
         input="what is a partition?",
         model="",
         tokens_from=0,
-        on_busy=on_busy,  # type: ignore[arg-type] # tests give literals
+        **fields,
     )

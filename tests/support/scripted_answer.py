@@ -14,6 +14,8 @@ times=1         see fault; `times=all` for every request
 retry_after=…   the Retry-After header of a status
 message=…       the message of a status, one word
 prefill=yes     `no`: a text so far is not continued, the answer begins anew
+flags=          `needed`: nor is it without the flags of vLLM; `refused`: a request with them is answered 400
+limit=yes       `no`: max_tokens is not kept
 tool=a,b        call these tools, both at once, instead of answering
 cut=1           cut every multi-byte character in two between writes
 crlf=1          end lines in CR LF, with comments in between
@@ -62,6 +64,8 @@ class Script:
     retry_after: str = ""
     message: str = ""
     prefill: bool = True
+    flags: str = ""
+    limit: bool = True
     tool: str = ""
     cut: bool = False
     crlf: bool = False
@@ -110,7 +114,10 @@ def rest_of(tokens: Sequence[str], so_far: str) -> list[str] | None:
         return None
     ends = accumulate(map(len, tokens))
     rest = [(token, end - len(so_far)) for token, end in zip(tokens, ends, strict=True) if end > len(so_far)]
-    return [token[-left:] if left < len(token) else token for token, left in rest]
+    left_over = [token[-left:] if left < len(token) else token for token, left in rest]
+    if len(left_over) > 1 and left_over[0].isspace():  # a model's own tokens begin with their space
+        left_over[:2] = ["".join(left_over[:2])]
+    return left_over
 
 
 def tool_calls(question: str, names: str) -> list[dict[str, Any]]:

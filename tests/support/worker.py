@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
+import psutil
 
-from deploy import tether
 from deploy.embedded import free_port
+from streams import tether
 
 ROOT: Final = Path(__file__).parents[2]
 # Set by whoever runs the tests, and not meant for the workers in them.
@@ -34,13 +35,15 @@ class WorkerDied(Exception):
 class Worker:
     """One worker: its folder (data and log), its port, and its process of the moment.
 
-    ``environ`` is what it gets besides PATH and the like; it may be changed between two starts.
+    ``environ`` is what it gets besides PATH and the like; it may be changed between two starts. ``supervised``: it
+    runs under `headrace worker`, which starts it again when it is killed.
     """
 
-    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environ: Mapping[str, str], *, supervised: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.environ = dict(environ)
+        self.supervised = supervised
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "worker.log"
@@ -48,8 +51,18 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process that was started last."""
+        """The process that was started last: of a supervised worker, its supervisor."""
         return self._started().pid
+
+    @property
+    def worker_pid(self) -> int:
+        """The worker itself; raises `WorkerDied` in the moment between a death and the restart."""
+        if not self.supervised:
+            return self.pid
+        children = psutil.Process(self.pid).children()
+        if not children:
+            raise WorkerDied("its supervisor has no child at this moment")
+        return children[0].pid
 
     @property
     def running(self) -> bool:
@@ -64,10 +77,13 @@ class Worker:
     def launch(self) -> None:
         """Start it, with the data folder of its last life, and return at once."""
         assert not self.running, "this worker runs already"
-        faust = Path(sys.executable).with_name("faust")
         listen = ["--web-host", "127.0.0.1", "--web-port", str(self.port)]
-        data = str(self.folder / "data")
-        command = [str(faust), "--datadir", data, "-A", "streams.app", "worker", "-l", "info", *listen]
+        data = ["--datadir", str(self.folder / "data")]
+        if self.supervised:
+            command = [sys.executable, "-m", "streams.supervisor", "worker", *data, *listen]
+        else:
+            faust = Path(sys.executable).with_name("faust")
+            command = [str(faust), *data, "-A", "streams.app", "worker", "-l", "info", *listen]
         # It must not outlive a pytest that is killed.
         tied = [sys.executable, "-I", tether.__file__, str(os.getpid()), str(int(signal.SIGKILL))]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
@@ -100,10 +116,22 @@ class Worker:
         return False
 
     def kill(self) -> None:
-        """End it at once, as a crash or a lost machine would.
+        """End it at once, as a crash would. A supervisor lives on, tells Kafka and starts it again.
 
-        For tests on a real Kafka: the embedded broker waits for a dead member of a group for ever.
+        Unsupervised, for tests on a real Kafka: the embedded broker waits for a dead member of a group for ever.
         """
+        if self.supervised:
+            os.kill(self.worker_pid, signal.SIGKILL)
+        else:
+            self.lose_machine()
+
+    def kill_supervisor(self) -> None:
+        """End the supervisor alone; its worker gets a SIGTERM from the kernel and hands over."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._started().wait()
+
+    def lose_machine(self) -> None:
+        """End everything at once, supervisor or not, as a machine that loses its power does."""
         # Its own session: whatever it started dies with it.
         os.killpg(self.pid, signal.SIGKILL)
         self._started().wait()
@@ -117,13 +145,22 @@ class Worker:
                 await asyncio.sleep(0.02)
         return process.returncode
 
+    async def ended(self, within: float = 60.0) -> int:
+        """Return its exit code once it has ended by itself; raises TimeoutError."""
+        process = self._started()
+        async with asyncio.timeout(within):
+            while process.poll() is None:
+                await asyncio.sleep(0.02)
+        return int(process.returncode)
+
     def freeze(self) -> None:
-        """Halt it as it stands, like a long pause of the machine."""
-        self._started().send_signal(signal.SIGSTOP)
+        """Halt it as it stands, like a long pause; a supervisor goes on and notices nothing."""
+        os.kill(self.worker_pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let a frozen worker go on."""
-        self._started().send_signal(signal.SIGCONT)
+        with suppress(WorkerDied):  # it may have been killed in its sleep
+            os.kill(self.worker_pid, signal.SIGCONT)
 
     async def stop(self, within: float = 15.0) -> None:
         """End it in whatever state it is. May be called again."""
@@ -133,7 +170,7 @@ class Worker:
         try:
             await self.terminate(within)
         except TimeoutError:
-            self.kill()
+            self.lose_machine()
 
     def last_lines(self, count: int = 40) -> str:
         """Return the end of its log, without what our own asking whether it is ready left there."""

@@ -242,7 +242,7 @@ def test_the_image_has_all_packages_of_the_project() -> None:
 
 
 def test_the_containers_entry_starts_the_worker_just_as_everyone_does(tmp_path: Path) -> None:
-    fake = tmp_path / "faust"
+    fake = tmp_path / "headrace"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     entry = ROOT / "deploy" / "worker.sh"
@@ -256,7 +256,7 @@ def test_the_containers_entry_starts_the_worker_just_as_everyone_does(tmp_path: 
     )
 
     said = " ".join(ran.stdout.split())
-    assert said.startswith("--quiet --datadir /data -A streams.app worker -l info ")
+    assert said.startswith("worker --datadir /data ")
     assert "--web-bind 0.0.0.0" in said
     assert said.endswith("--web-port 7000")
 

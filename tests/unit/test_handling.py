@@ -7,8 +7,8 @@ import pytest
 
 from domain.errors import BadRecord, LogUnavailable, Rejected
 from streams.handling import handle_each
+from streams.patience import MAX_ATTEMPTS
 from streams.records import Control, encode
-from streams.turn_runner import MAX_ATTEMPTS
 from tests.support.runner_fakes import FakeGroup
 
 

@@ -10,7 +10,13 @@ each_metric = pytest.mark.parametrize("entry", catalogue, ids=lambda entry: entr
 
 # What Prometheus recommends as base units, and the things that we count.
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_records")
-COUNTED_NOW = {"headrace_turns_in_work", "headrace_open_streams", "headrace_model_requests_open"}
+COUNTED_NOW = {
+    "headrace_turns_in_work",
+    "headrace_turns_held",
+    "headrace_open_streams",
+    "headrace_model_requests_open",
+    "headrace_model_servers",
+}
 # The one distribution that is not over time: its unit is tokens, and it stands before the `per`.
 COUNTED_PER = {"headrace_tokens_per_frame"}
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from adapters.model import LIST_PAUSE, LIST_SECONDS, Model, open_model
-from domain.errors import ModelBusy
+from domain.errors import KeyRefused, ModelBusy
 from tests.support.model_client import settings_for
 from tests.support.model_server import ModelServer
 
@@ -99,5 +99,5 @@ async def test_a_server_that_cannot_be_reached_is_busy(server: ModelServer, mode
 async def test_the_reason_names_the_key_where_it_is_refused(model: Model, server: ModelServer) -> None:
     server.models_status = 401
 
-    with pytest.raises(ModelBusy, match="OPENAI_API_KEY"):
+    with pytest.raises(KeyRefused, match="OPENAI_API_KEY"):
         await model.models()

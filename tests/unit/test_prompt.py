@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from domain.prompt import Prompt, continued, for_client, for_conversation, load_prompt
+from domain.prompt import Prompt, for_client, for_conversation, load_prompt
 
 PROMPT = Prompt("test.v1", "Be brief.")
 
@@ -52,11 +52,3 @@ def test_a_clients_own_instructions_are_kept() -> None:
     assert for_client(PROMPT, own, bare=False) == own
     assert for_client(PROMPT, own[1:], bare=True) == own[1:]
     assert for_client(PROMPT, own[1:], bare=False)[0] == {"role": "system", "content": "Be brief."}
-
-
-def test_the_text_so_far_is_the_beginning_of_the_models_answer() -> None:
-    assert continued([{"role": "user", "content": "Hi"}], "Hel") == [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hel"},
-    ]
-    assert len(continued([{"role": "user", "content": "Hi"}], "")) == 1

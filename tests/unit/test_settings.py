@@ -1,5 +1,6 @@
 """What an operator sets, and what is said when it is wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,10 +91,14 @@ def test_a_variable_is_named_after_its_field_unless_other_programs_use_it_too() 
         ("HEADRACE_GROUP", "a b", "[A-Za-z0-9._-]"),
         ("HEADRACE_TOPIC_PREFIX", "a/b", "[A-Za-z0-9._-]"),
         ("HEADRACE_SESSION_SECONDS", "0.5", "greater than or equal to 1"),
+        ("HEADRACE_PEER_SECONDS", "0.5", "must be 0, or 1 at least"),
         ("HEADRACE_TURN_SECONDS", "0", "greater than 0"),
         ("HEADRACE_IDLE_FETCH_PAUSE_MS", "-1", "greater than or equal to 0"),
         ("HEADRACE_LOG_FORMAT", "xml", "'auto', 'json' or 'text'"),
-        ("HEADRACE_MODEL_RESUME", "yes", "'auto' or 'prefill'"),
+        ("HEADRACE_MODEL_RESUME", "yes", "'auto', 'prefill' or 'instruct'"),
+        ("HEADRACE_MODEL_SERVERS", "http://a/v1,b/v1", "'b/v1' is not a URL"),
+        ("HEADRACE_MODEL_SERVERS", "http://a/v1,2*http://a/v1", "named twice"),
+        ("HEADRACE_MODEL_SERVERS", "0*http://a/v1", "weight"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_what_it_may_be(
@@ -164,7 +169,7 @@ def test_a_process_with_a_wrong_setting_ends_with_the_reason_and_no_trace(enviro
         [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
     )
 
-    assert ran.returncode == 1
+    assert ran.returncode == os.EX_CONFIG, "a supervisor would try again"
     assert "HEADRACE_PARTITIONS" in ran.stderr
     assert "docs/settings.md" in ran.stderr
     assert "Traceback" not in ran.stderr

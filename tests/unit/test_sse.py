@@ -38,6 +38,13 @@ def test_cuts_and_line_ends_change_nothing(lines: list[str], end: str, places: l
     assert read(*cut(whole, places)) == read("".join(line + "\n" for line in lines).encode())
 
 
+@given(st.lists(st.text("d:\n\r atx\ufeff", max_size=12)), st.lists(st.integers(0, 1 << 10)))
+def test_an_event_in_one_read_is_what_it_is_in_several(texts: list[str], places: list[int]) -> None:
+    events = [f"data: {text}\n\n".encode() for text in texts]
+
+    assert read(*events) == read(*cut(b"".join(events), places))
+
+
 def test_a_read_that_brings_nothing_changes_nothing() -> None:
     assert read(b"data: one\r", b"", b"\n\r", b"", b"\n") == [b"one"]
 

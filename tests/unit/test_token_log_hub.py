@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from adapters.logged_turn import LoggedTurn
 from adapters.token_hub import TokenHub
@@ -289,6 +290,24 @@ async def test_what_was_read_before_a_partition_was_left_does_not_come_twice() -
             assert other.pieces == []
         assert turn.text == "w1 "
     await desk.hub.close()
+
+
+async def test_what_a_zombie_writes_is_counted_when_it_comes_and_once(desk: Desk) -> None:
+    def fenced() -> float:
+        return REGISTRY.get_sample_value("headrace_fenced_records_total") or 0
+
+    before = fenced()
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0):
+        desk.log.write(0, claim("t", epoch=1), claim("t", epoch=2), *words("t", 1, 3, epoch=1))
+        desk.tail.advance()
+        assert fenced() == before + 3
+
+        desk.log.write(0, *words("t", 1, 2, epoch=2))
+        desk.tail.advance()
+    desk.later(FAR + 1)
+
+    assert fenced() == before + 3
 
 
 async def test_the_owner_alone_reports_a_record_that_is_no_frame(desk: Desk) -> None:

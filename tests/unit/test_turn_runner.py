@@ -7,8 +7,10 @@ import pytest
 import pytest_asyncio
 
 from domain.errors import LogUnavailable, Rejected
+from domain.turns import Failure
+from streams.patience import MAX_ATTEMPTS
 from streams.records import Question
-from streams.turn_runner import MAX_ATTEMPTS, Event, Job, TurnRunner
+from streams.turn_runner import Event, Job, Limits, TurnRunner
 from tests.support.runner_fakes import FakeGroup
 
 
@@ -16,7 +18,11 @@ class Answers:
     """A handler whose answers end when the test says so."""
 
     def __init__(self) -> None:
+        self.runner: TurnRunner
         self.begun: list[str] = []
+        self.logged: list[str] = []
+        self.refused: list[Failure] = []
+        self.had_ended: set[str] = set()
         self.ended: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
         self.fail: dict[str, list[Exception]] = {}
@@ -28,7 +34,19 @@ class Answers:
         self.begun.append(turn_id)
         if self.fail.get(turn_id):
             raise self.fail[turn_id].pop(0)
-        await self.gates.setdefault(turn_id, asyncio.Event()).wait()
+        if turn_id in self.had_ended:
+            return
+        self.runner.answers(job)
+        if job.refusal is not None:
+            self.refused.append(job.refusal)
+        if job.refusal is None and not job.stopping.is_set():
+            gate = asyncio.create_task(self.gates.setdefault(turn_id, asyncio.Event()).wait())
+            stopped = asyncio.create_task(job.stopping.wait())
+            _, pending = await asyncio.wait((gate, stopped), return_when=asyncio.FIRST_COMPLETED)
+            for each in pending:
+                each.cancel()
+        self.logged.append(turn_id)
+        await job.first.wait()
         self.ended.append(turn_id)
 
     async def give_up(self, event: Event, question: Question | None, error: Exception) -> None:
@@ -62,11 +80,12 @@ def answers() -> Answers:
 async def runner(group: FakeGroup, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TurnRunner]:
     real = asyncio.sleep
     monkeypatch.setattr("streams.turn_runner.asyncio.sleep", lambda _: real(0))  # back-off takes no time here
-    runner = TurnRunner(group, limit=3)
+    runner = TurnRunner(group, Limits(running=3, held=4, held_bytes=10_000))
+    answers.runner = runner
     task = asyncio.create_task(runner.run(group, answers, answers.give_up))
     yield runner
     group.close()
-    await runner.hand_over(0)
+    await runner.hand_over()
     task.cancel()
 
 
@@ -92,14 +111,59 @@ async def test_conversations_do_not_wait_for_each_other(group: FakeGroup, answer
     assert answers.ended == ["b1"]
 
 
-async def test_beyond_the_limit_questions_wait_in_kafka(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
+async def test_at_the_limit_questions_wait_for_a_place(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
     for name in "abcde":
         group.ask(name, name)
-    await until(lambda: len(answers.begun) == 3)
-    assert len(runner) == 3
+    await until(lambda: len(runner) == 5 and len(answers.begun) == 3)
+    assert answers.begun == ["a", "b", "c"]
+    assert (runner.running, runner.held) == (3, 2)
 
     answers.end("a")
     await until(lambda: answers.begun == ["a", "b", "c", "d"])
+    assert runner.running == 3
+
+
+async def test_a_question_does_not_wait_for_the_thousand_of_another_tenant(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    for number in range(6):
+        group.ask(f"a{number}", f"a{number}", tenant="many")
+    group.ask("b", "b", tenant="one")
+    await until(lambda: len(runner) == 7)
+
+    answers.end("a0")
+
+    await until(lambda: len(answers.begun) == 4)
+    assert answers.begun[-1] == "b"
+
+
+async def test_beyond_what_may_be_held_questions_wait_in_kafka_until_half_of_it_is_free(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    for name in "abcdef":
+        group.ask(name, name)
+    was_held_back = [group.held_back]
+
+    group.ask("g", "g")
+    await until(lambda: runner.held == 4)
+    was_held_back.append(group.held_back)
+    answers.end("a")
+    await until(lambda: runner.held == 3)
+    was_held_back.append(group.held_back)
+    answers.end("b")
+    await until(lambda: runner.held == 2)
+    was_held_back.append(group.held_back)
+
+    assert was_held_back == [False, True, True, False]
+
+
+async def test_questions_are_held_by_their_size_too(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
+    group.ask("a", "a", metadata={"long": "x" * 10_000})
+    await until(lambda: group.held_back)
+
+    answers.end("a")
+    await until(lambda: runner.held == 0)
+    await until(lambda: group.held_back is False)
 
 
 async def test_an_answer_goes_on_through_a_rebalance_and_is_acknowledged_in_the_new_generation(
@@ -237,8 +301,118 @@ async def test_replace_stops_what_is_in_work_in_the_conversation(
     group.ask("a2", "a", on_busy="replace")
     await until(lambda: len(runner.jobs_of("a")) == 2)
 
-    assert [job.stopping.is_set() for job in runner.jobs_of("a")] == [True, False]
-    assert [job.stopping.is_set() for job in runner.jobs_of("b")] == [False]
+    await until(lambda: answers.ended == ["a1"])
+    assert [question.turn_id for question in runner.in_work("a")] == ["a2"]
+    assert [question.turn_id for question in runner.in_work("b")] == ["b1"]
+
+
+async def test_replace_also_stops_what_is_queued(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
+    group.ask("a1", "a")
+    group.ask("a2", "a")
+    group.ask("a3", "a", on_busy="replace")
+
+    await until(lambda: answers.ended == ["a1", "a2"])
+    await until(lambda: answers.begun[-1] == "a3")
+    assert sorted(answers.logged) == ["a1", "a2"]
+
+
+async def test_a_queued_turn_that_is_stopped_ends_at_once_and_closes_after_the_one_before(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    group.ask("a2", "a")
+    await until(lambda: len(runner.in_work("a")) == 2)
+
+    assert runner.stop("a2")
+
+    await until(lambda: answers.logged == ["a2"])
+    assert (answers.ended, runner.running) == ([], 1)
+    answers.end("a1")
+    await until(lambda: answers.ended == ["a1", "a2"])
+    await until(lambda: sorted(group.acked) == [0, 1])
+
+
+async def test_a_stop_needs_no_place(group: FakeGroup, answers: Answers, runner: TurnRunner) -> None:
+    for name in "abcd":
+        group.ask(name, name)
+    await until(lambda: runner.held == 1)
+
+    runner.stop("d")
+
+    await until(lambda: answers.ended == ["d"])
+    assert (runner.running, runner.held) == (3, 0)
+
+
+async def test_reject_refuses_a_question_while_another_is_answered(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    group.ask("a2", "a", on_busy="reject")
+
+    await until(lambda: answers.logged == ["a2"])
+    refused = runner.jobs_of("a")[1].refusal
+    assert refused is not None
+    assert refused.code == "conversation_busy"
+
+
+async def test_reject_does_not_mind_a_turn_that_ended_and_was_only_delivered_again(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    answers.had_ended.add("a1")
+    group.ask("a1", "a")
+    group.ask("a2", "a", on_busy="reject")
+
+    await until(lambda: answers.begun == ["a1", "a2"])
+    answers.end("a2")
+
+    await until(lambda: group.acked == [0, 1])
+    assert answers.refused == []
+
+
+async def test_a_request_that_is_made_twice_is_refused_and_told_of_the_first(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a", replay_key="k")
+    group.ask("a2", "a", replay_key="k")
+    group.ask("a3", "a", replay_key="other")
+
+    await until(lambda: answers.logged == ["a2"])
+    assert [refused.code for refused in answers.refused] == ["duplicate_request"]
+    assert "turn a1" in answers.refused[0].message
+    first = runner.by_key("a", "k")
+    assert first is not None
+    assert first.turn_id == "a1"
+    assert runner.by_key("a", "nobody's") is None
+
+
+async def test_a_question_that_kafka_took_twice_is_not_refused(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    for _ in range(2):
+        group.ask("a1", "a", replay_key="k", on_busy="reject")
+    answers.end("a1")
+
+    await until(lambda: group.acked == [0, 1])
+    assert answers.refused == []
+
+
+async def test_the_position_is_where_delivery_began_or_what_was_taken(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.begins = {0: 7, 1: 3}
+    assert (runner.position(0), runner.position(1)) == (7, 3)
+    for number in range(9):
+        group.ask(f"a{number}", "a")
+    group.deliver(b"not json")
+    await until(lambda: runner.position(0) == 10)
+    assert runner.position(1) == 3
+
+    group.rebalancing = True
+    assert runner.position(0) == -1
+    group.rebalancing = False
+    group.generation += 1  # what was delivered before it counts no more
+    assert runner.position(0) == 7
 
 
 async def test_a_stop_that_overtakes_its_question_stops_it_all_the_same(
@@ -248,8 +422,7 @@ async def test_a_stop_that_overtakes_its_question_stops_it_all_the_same(
 
     group.ask("a1", "a")
 
-    await until(lambda: len(runner.jobs_of("a")) == 1)
-    assert runner.jobs_of("a")[0].stopping.is_set()
+    await until(lambda: answers.ended == ["a1"])
 
 
 async def test_on_shutdown_answers_are_handed_over_unacknowledged(
@@ -258,7 +431,7 @@ async def test_on_shutdown_answers_are_handed_over_unacknowledged(
     group.ask("a1", "a")
     await until(lambda: answers.begun == ["a1"])
 
-    await runner.hand_over(0)
+    await runner.hand_over()
 
     assert group.acked == []
     assert answers.ended == []

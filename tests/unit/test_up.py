@@ -339,15 +339,6 @@ def test_the_environment_comes_before_what_suits_one_person(tmp_path: Path, monk
     assert variables["OPENAI_BASE_URL"] == "http://ours"
 
 
-def test_tables_of_another_broker_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [Worker(tmp_path, 6066, {}).data]
-    for servers in ("one:9092", "two:9092"):
-        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", servers)
-        folders.append(Worker(tmp_path, 6066, {}).data)
-
-    assert len(set(folders)) == 3
-
-
 @pytest.mark.parametrize("saved", [True, False])
 def test_tables_are_made_anew_where_the_broker_lost_the_end_of_its_log(tmp_path: Path, saved: bool) -> None:
     worker = Worker(tmp_path, 6066, {})

@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from config import metrics
 from domain.ids import place_of
 from streams.topics import partition_of
+from tables.replays import HOLDS_MS
 from tests.support.fakes import BOB, PARTITIONS, answering
 from tests.support.web_client import Web, all_events, serving
 
@@ -170,19 +173,112 @@ async def test_another_users_key_is_another_key(web: Web) -> None:
     assert [question.user for question in web.kafka.questions()] == ["alice", "bob"]
 
 
-async def test_a_try_that_kafka_may_have_taken_is_repeated_as_the_same_turn(web: Web) -> None:
+async def test_a_try_that_kafka_took_without_saying_so_is_found_in_the_log(web: Web) -> None:
     path = f"/v1/conversations/{await web.begin()}/turns"
     web.worker.loses_acknowledgements = True
-    status, _ = await keyed(web, path)
-    assert status == 503
+    assert (await keyed(web, path))[0] == 503
 
     web.worker.loses_acknowledgements = False
     status, body = await keyed(web, path)
 
+    (question,) = web.kafka.questions()
+    assert (status, body["turn_id"]) == (202, question.turn_id)
+
+
+async def test_a_try_that_may_still_come_is_repeated_as_the_same_record(web: Web) -> None:
+    path = f"/v1/conversations/{await web.begin()}/turns"
+    web.worker.late = True
+    assert (await keyed(web, path))[0] == 503
+
+    web.worker.late = False
+    status, body = await keyed(web, path)
+
+    (late,), (question,) = web.worker.still_to_come, web.kafka.questions()
+    assert late == question
+    assert (status, body["turn_id"]) == (202, question.turn_id)
+
+
+async def test_a_worker_that_was_not_there_at_the_first_try_gives_the_same_turn(web: Web) -> None:
+    conversation_id = await web.begin()
+    path = f"/v1/conversations/{conversation_id}/turns"
+    first = await keyed(web, path)
+
+    async with serving(web.kafka) as successor:
+        assert await keyed(successor, path) == first
+        assert (await keyed(successor, path, "What?"))[1]["error"]["code"] == "idempotency_key_reused"
+        web.kafka.claim(first[1]["turn_id"])
+        web.kafka.end(first[1]["turn_id"])
+        assert await keyed(successor, path) == first
+        assert (await keyed(successor, path, "What?"))[0] == 409
+
+    assert len(web.kafka.questions()) == 1
+
+
+async def test_a_question_that_waits_in_kafka_is_found_there(web: Web) -> None:
+    path = f"/v1/conversations/{await web.begin()}/turns"
+    web.worker.reaches_runner = False
+    await web.ask("Another?")
+    first = await keyed(web, path)
+
+    async with serving(web.kafka) as successor:
+        assert await keyed(successor, path) == first
+
+    assert len(web.kafka.questions()) == 2
+
+
+async def test_with_accept_event_stream_a_repetition_streams_the_same_turn(web: Web) -> None:
+    web.worker.script = answering(["Be", "cause"])
+    path, body = f"/v1/conversations/{await web.begin()}/turns", {"input": "Why?"}
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": "k"}
+
+    streams = [await all_events(await web.open("POST", path, body, headers=headers)) for _ in range(2)]
+
+    assert streams[0] == streams[1]
+    assert len(web.kafka.questions()) == 1
+
+
+async def test_a_key_is_free_again_after_a_day(web: Web) -> None:
+    path = f"/v1/conversations/{await web.begin()}/turns"
+    first = await keyed(web, path)
+    web.kafka.claim(first[1]["turn_id"])
+    web.kafka.end(first[1]["turn_id"])
+    ((key, replay),) = web.kafka.replays.items()
+    web.kafka.replays[key] = msgspec.structs.replace(replay, at=replay.at - HOLDS_MS - 1)
+
+    status, body = await keyed(web, path, "What?")
+
     assert status == 202
-    lost, kept = web.kafka.questions()
-    assert lost == kept
-    assert body["turn_id"] == kept.turn_id
+    assert body["turn_id"] != first[1]["turn_id"]
+
+
+async def test_without_a_key_nothing_is_looked_up(web: Web) -> None:
+    conversation_id = await web.begin()
+    web.worker.services.log_reader.down = True
+
+    await web.ask("Why?", conversation_id)
+    status, _ = await keyed(web, f"/v1/conversations/{conversation_id}/turns")
+
+    assert status == 503
+
+
+async def test_a_worker_that_has_not_heard_of_an_erasure_does_not_take_a_question_with_a_key(web: Web) -> None:
+    conversation_id = await web.begin()
+    async with serving(web.kafka) as other:
+        assert (await keyed(other, f"/v1/conversations/{conversation_id}/turns"))[0] == 202
+        await web.call("DELETE", f"/v1/conversations/{conversation_id}")
+
+        for key in ("k-1", "k-2"):
+            assert (await keyed(other, f"/v1/conversations/{conversation_id}/turns", key=key))[0] == 404
+
+
+async def test_repetitions_are_counted(web: Web) -> None:
+    path = f"/v1/conversations/{await web.begin()}/turns"
+    before = metrics.replays_served._value.get()
+
+    for _ in range(3):
+        await keyed(web, path)
+
+    assert metrics.replays_served._value.get() - before == 2
 
 
 async def test_a_key_that_was_refused_can_be_used_for_what_was_meant(web: Web) -> None:
@@ -193,10 +289,15 @@ async def test_a_key_that_was_refused_can_be_used_for_what_was_meant(web: Web) -
     assert (await keyed(web, path))[0] == 202
 
 
-async def test_a_key_that_is_too_long_is_refused(web: Web) -> None:
+@pytest.mark.parametrize("key", ["k" * 256, "a\tb"])
+async def test_a_key_that_cannot_be_one_is_refused_by_name(web: Web, key: str) -> None:
     path = f"/v1/conversations/{await web.begin()}/turns"
 
-    assert (await keyed(web, path, key="k" * 256))[0] == 400
+    status, body = await keyed(web, path, key=key)
+
+    assert status == 400
+    assert body["error"]["param"] == "Idempotency-Key"
+    assert "Idempotency-Key" in body["error"]["message"]
 
 
 # -- a conversation that is busy
@@ -225,6 +326,23 @@ async def test_a_question_that_has_not_reached_the_runner_counts_as_in_work(web:
     answer = await web.call("POST", f"/v1/conversations/{conversation_id}/turns", {"input": "two", "on_busy": "reject"})
 
     assert answer.status == 409
+
+
+async def test_a_turn_that_has_ended_is_waited_for_until_its_conversation_has_it(web: Web) -> None:
+    conversation_id = await web.begin()
+    turn_id = await web.ask("one", conversation_id)
+    question = web.kafka.questions()[0]
+    web.kafka.claim(turn_id)
+    web.kafka.end(turn_id)
+    web.kafka.working[conversation_id] = [question]
+    path, body = f"/v1/conversations/{conversation_id}/turns", {"input": "two", "on_busy": "reject"}
+
+    asking = asyncio.create_task(web.call("POST", path, body))
+    await asyncio.wait([asking], timeout=0.1)
+    assert not asking.done()
+    web.kafka.working[conversation_id] = []
+
+    assert (await asking).status == 202
 
 
 async def test_of_many_at_the_same_time_only_one_is_taken(web: Web) -> None:

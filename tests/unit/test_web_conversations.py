@@ -195,3 +195,36 @@ async def test_the_same_idempotency_key_begins_one_conversation(web: Web) -> Non
 
     assert answers[0] == answers[1]
     assert len(web.kafka.rows) == 1
+
+
+async def test_what_a_key_began_is_the_same_conversation_after_it_was_renamed(web: Web) -> None:
+    headers, body = {"Idempotency-Key": "k"}, {"title": "Tea"}
+    begun = await (await web.call("POST", "/v1/conversations", body, headers=headers)).json()
+    await web.call("PATCH", f"/v1/conversations/{begun['id']}", {"title": "Coffee"})
+
+    again = await web.call("POST", "/v1/conversations", body, headers=headers)
+
+    assert again.status == 201
+    assert await again.json() == begun | {"title": "Coffee", "updated_at": (await again.json())["updated_at"]}
+    assert [control.action for control in web.kafka.controls()] == ["create", "rename"]
+
+
+async def test_a_conversation_that_was_erased_is_not_begun_again_by_its_key(web: Web) -> None:
+    headers = {"Idempotency-Key": "k"}
+    begun = await (await web.call("POST", "/v1/conversations", {}, headers=headers)).json()
+    await web.call("DELETE", f"/v1/conversations/{begun['id']}")
+
+    async with serving(web.kafka) as successor:
+        for each in (web, successor):
+            again = await each.call("POST", "/v1/conversations", {}, headers=headers)
+            assert again.status == 409
+            assert (await again.json())["error"]["code"] == "idempotency_key_reused"
+
+
+async def test_a_conversation_is_there_once_its_key_is_answered(web: Web) -> None:
+    web.worker.lag = 5
+
+    begun = await web.call("POST", "/v1/conversations", {}, headers={"Idempotency-Key": "k"})
+
+    assert begun.status == 201
+    assert (await begun.json())["id"] in web.kafka.rows

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from domain.generation import Usage
+from domain.ids import place_of
 from domain.turns import Failure, Outcome
-from streams.records import Question
-from tests.support.fakes import FakeKafka, answering
+from streams.records import Question, Turn, encode
+from tests.support.fakes import FakeKafka, Record, answering, finished_turn
 from tests.support.web_client import Web, serving
 
 PATH = "/v1/chat/completions"
@@ -386,3 +388,53 @@ async def test_while_the_model_server_is_down_ours_is_listed(web: Web) -> None:
     web.worker.services.model.down = True
 
     assert [model["id"] for model in (await (await web.call("GET", "/v1/models")).json())["data"]] == ["headrace"]
+
+
+async def completed(web: Web, **more: Any) -> Any:
+    answer = await web.call("POST", PATH, {"messages": HELLO, **more}, headers={"Idempotency-Key": "k"})
+    return answer.status, await answer.text()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_repeated_completion_is_the_same_also_from_its_finished_record(web: Web, stream: bool) -> None:
+    first = await completed(web, stream=stream)
+    assert await completed(web, stream=stream) == first
+    (question,) = web.kafka.questions()
+    keep(web, msgspec.structs.replace(finished_turn(question, 'Because\n"é"'), usage=Usage(7, 3)))
+
+    status, body = await completed(web, stream=stream)
+
+    assert status == first[0] == 200
+    if not stream:
+        assert body == first[1]
+    else:
+        assert body.startswith(first[1].split("Be")[0])
+        assert '"content":"Because\\n\\"é\\""' in body
+        assert body.endswith(b"data: [DONE]\n\n".decode())
+
+
+async def test_a_repeated_completion_whose_tool_calls_are_gone_is_410(web: Web) -> None:
+    await completed(web)
+    (question,) = web.kafka.questions()
+    keep(web, msgspec.structs.replace(finished_turn(question, ""), finish="tool_calls"))
+
+    assert (await completed(web))[0] == 410
+
+
+async def test_the_same_key_with_other_messages_is_409(web: Web) -> None:
+    await completed(web)
+
+    status, body = await completed(web, temperature=1)
+
+    assert status == 409
+    assert "idempotency_key_reused" in body
+
+
+def keep(web: Web, turn: Turn) -> None:
+    """Let Kafka have a turn's finished record, and no tokens of it any more."""
+    place = place_of(turn.turn_id)
+    assert place is not None
+    record = Record(place.partition, place.milliseconds + 900, encode(turn))
+    web.kafka.records.setdefault(web.worker.topics_of.turns.name, []).append(record)
+    logged = web.kafka.logged(turn.turn_id)
+    logged.pieces, logged.expired = [], True

@@ -9,7 +9,7 @@ from yarl import URL
 
 from domain.errors import NotOwner
 from streams.topics import partition_of
-from tests.support.fakes import BOB, PARTITIONS, FakeKafka
+from tests.support.fakes import ALICE, BOB, PARTITIONS, FakeKafka, answering
 from tests.support.web_client import Web, all_events, serving
 from web import owner
 from web.owner import FORWARDED
@@ -121,6 +121,73 @@ async def test_whether_a_conversation_is_busy_is_asked_of_its_owner(cluster: Clu
         assert [event.name for event in await all_events(taken)] == ["turn.started", "turn.completed"]
 
 
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("parity", [0, 1])
+async def test_the_same_key_is_the_same_turn_on_every_worker(cluster: Cluster, parity: int, accept: str) -> None:
+    for web in (cluster.even, cluster.odd):
+        web.worker.script = answering(["Be", "cause"])
+    path = f"/v1/conversations/{await cluster.begin_in(parity)}/turns"
+    headers = {"Idempotency-Key": "k", "Accept": accept}
+
+    async def ask(web: Web, text: str = "Why?") -> tuple[int, str | None, str]:
+        answer = await web.call("POST", path, {"input": text}, headers=headers)
+        return answer.status, answer.headers.get("Location"), await answer.text()
+
+    answers = [*await asyncio.gather(*map(ask, (cluster.even, cluster.odd) * 3)), await ask(cluster.even)]
+
+    assert len(set(answers)) == 1
+    assert len(cluster.kafka.questions()) == 1
+    for web in (cluster.even, cluster.odd):
+        status, _, body = await ask(web, "What?")
+        assert status == 409
+        assert '"param":"Idempotency-Key","code":"idempotency_key_reused"' in body
+
+
+async def test_the_same_key_is_the_same_completion_on_every_worker(cluster: Cluster) -> None:
+    for web in (cluster.even, cluster.odd):
+        web.worker.script = answering(["Be", "cause"])
+    for number in range(6):  # some of them even, some of them odd
+        headers, body = {"Idempotency-Key": f"k-{number}"}, {"messages": [{"role": "user", "content": "Why?"}]}
+        for more in ({}, {"stream": True}):
+            headers["Idempotency-Key"] += "-"
+            answers = [
+                await (await web.call("POST", "/v1/chat/completions", {**body, **more}, headers=headers)).text()
+                for web in (cluster.even, cluster.odd, cluster.even)
+            ]
+            assert "chatcmpl-" in answers[0]
+            assert len(set(answers)) == 1
+
+    assert len(cluster.kafka.questions()) == 12
+
+
+async def test_the_same_key_begins_the_same_conversation_on_every_worker(cluster: Cluster) -> None:
+    for number in range(6):
+        headers = {"Idempotency-Key": f"k-{number}"}
+        answers = [
+            await web.call("POST", "/v1/conversations", {"title": "Tea"}, headers=headers)
+            for web in (cluster.even, cluster.odd, cluster.even)
+        ]
+        assert [answer.status for answer in answers] == [201] * 3
+        assert len({await answer.text() for answer in answers}) == 1
+        assert len({answer.headers["Location"] for answer in answers}) == 1
+        other = await cluster.odd.call("POST", "/v1/conversations", {"title": "Coffee"}, headers=headers)
+        assert (await other.json())["error"]["code"] == "idempotency_key_reused"
+
+    assert len(cluster.kafka.rows) == 6
+
+
+async def test_a_keyed_question_outlives_the_owner_that_was_asked(cluster: Cluster) -> None:
+    path = f"/v1/conversations/{await cluster.begin_in(0)}/turns"
+    cluster.odd.worker.owners = dict.fromkeys(cluster.odd.worker.owners, DEAD)
+    asking = asyncio.create_task(cluster.odd.call("POST", path, {"input": "x"}, headers={"Idempotency-Key": "k"}))
+    await asyncio.wait([asking], timeout=0.2)
+
+    cluster.odd.worker.owners = {}
+
+    assert (await asking).status == 202
+    assert len(cluster.kafka.questions()) == 1
+
+
 async def test_a_conversation_that_was_begun_elsewhere_just_now_can_be_asked_in(cluster: Cluster) -> None:
     cluster.even.worker.lag = 3
     conversation_id = await cluster.begin_in(0)
@@ -139,6 +206,49 @@ async def test_after_the_first_question_the_owner_is_not_asked_again(cluster: Cl
     assert (await cluster.odd.call("POST", path, {"input": "x"})).status == 202
 
     assert cluster.even.worker.table_reads == reads
+
+
+# -- events that come from the owner
+
+
+@pytest.fixture
+async def redirecting() -> AsyncIterator[Cluster]:
+    kafka = FakeKafka()
+    async with AsyncExitStack() as stack:
+        even, odd = [await stack.enter_async_context(serving(kafka, events_from="owner")) for _ in range(2)]
+        yield Cluster(even, odd)
+
+
+async def test_a_stream_is_sent_on_to_the_owner_and_goes_on_where_it_was(redirecting: Cluster) -> None:
+    turn_id = await redirecting.even.ask("Why?", await redirecting.begin_in(0))
+    redirecting.kafka.claim(turn_id)
+    redirecting.kafka.say(turn_id, "a", "b")
+    redirecting.kafka.end(turn_id)
+    path = f"/v1/turns/{turn_id}/events"
+
+    url, key = redirecting.odd.server.make_url(path), {"Authorization": f"Bearer {ALICE}"}
+    sent_on = await redirecting.odd.session.get(
+        url.with_query("x=1"), headers=key | {"Last-Event-ID": "1"}, allow_redirects=False
+    )
+    there = sent_on.headers["Location"]
+    events = await all_events(await redirecting.odd.session.get(there, headers=key))
+
+    assert sent_on.status == 307
+    assert URL(there).path_qs == f"{path}?x=1&starting_after=1"
+    assert URL(there).port == redirecting.even.server.port
+    assert [event.id for event in events] == ["2", "3"]
+
+
+async def test_while_partitions_move_the_log_is_read_here(redirecting: Cluster) -> None:
+    turn_id = await redirecting.even.ask("Why?", await redirecting.begin_in(0))
+    redirecting.kafka.claim(turn_id)
+    redirecting.kafka.end(turn_id)
+    redirecting.odd.worker.rebalancing = True
+
+    answer = await redirecting.odd.open("GET", f"/v1/turns/{turn_id}/events")
+
+    assert answer.history == ()
+    assert len(await all_events(answer)) == 2
 
 
 # -- while partitions move

@@ -53,6 +53,25 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_the_others_are_not_hel
         stuck.close()
 
 
+async def test_a_reader_that_was_cut_off_comes_back_and_misses_nothing() -> None:
+    async with serving(write_seconds=0.4) as web:
+        turn_id = await web.ask()
+        web.kafka.claim(turn_id)
+        path = f"/v1/turns/{turn_id}/events"
+        answer = await web.open("GET", path)
+        assert (await anext(events_of(answer))).id == "0"
+        # More than all the buffers between us and the reader, which does not read on, can take.
+        web.kafka.say(turn_id, *["x" * 65_536] * 300)
+        await until(lambda: web.kafka.readers == 0)
+        web.kafka.end(turn_id)
+
+        again = await web.open("GET", path, headers={"Last-Event-ID": "0"})
+        ids = [int(event.id) async for event in events_of(again)]
+
+        assert ids == list(range(1, 302))
+        answer.close()
+
+
 async def stuck_reader(web: Web, turn_id: str) -> asyncio.StreamWriter:
     """Open a stream, and never read from it."""
     url = web.server.make_url(f"/v1/turns/{turn_id}/events")

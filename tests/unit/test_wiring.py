@@ -1,11 +1,12 @@
 """What the app consists of. Faust starts without what it does not find, so it is written down here once more."""
 
+import resource
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from streams.app import MODULES, app
+from streams.app import MODULES, app, raise_open_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,13 +21,14 @@ def test_the_app_consists_of_these_agents_tables_and_topics() -> None:
         import_module(module)
 
     assert set(app.agents) == {"agents.answer.answer", "agents.control.control", "agents.remember.remember"}
-    assert set(app.tables) == {"conversations", "listing"}
+    assert set(app.tables) == {"conversations", "listing", "replays"}
     assert [topic.name for topic in app.topics_of.all()] == [
         "chat.questions.v1",
         "chat.controls.v1",
         "chat.tokens.v1",
         "chat.turns.v1",
         "chat.dead-letters.v1",
+        "chat.workers.v1",
     ]
 
 
@@ -37,3 +39,14 @@ def test_our_packages_are_ours(name: str) -> None:
 
     assert found is not None
     assert Path(found).is_relative_to(ROOT)
+
+
+def test_a_worker_opens_as_many_files_as_it_is_let() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        raise_open_files()
+
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

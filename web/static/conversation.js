@@ -8,7 +8,8 @@
  */
 
 import { ApiError } from "./errors.js";
-import { follow, pause } from "./events.js";
+import { follow } from "./events.js";
+import { patiently } from "./patience.js";
 import { forget, remember, sentIn } from "./sent.js";
 import { apply, branch, fromInfo, inWork, newTurn, parentOf } from "./turns.js";
 
@@ -22,9 +23,6 @@ import { apply, branch, fromInfo, inWork, newTurn, parentOf } from "./turns.js";
  * @property {(info: ConversationInfo) => void} created the server has the conversation now
  * @property {(error: unknown) => void} problem something that the user asked for did not work
  */
-
-/** Waits before a question is sent again by itself. A worker's restart and a rebalance last about that long. */
-const RESEND_MS = [400, 1000, 2000, 4000];
 
 export class Conversation {
   title = "";
@@ -73,7 +71,7 @@ export class Conversation {
     const { signal } = this.#life;
     this.#set("loading");
     try {
-      const info = await this.#read(signal);
+      const info = await patiently(() => this.api.conversation(this.id, signal), signal);
       this.title = info.title ?? "";
       this.turns = info.turns.map(fromInfo);
     } catch (error) {
@@ -155,7 +153,7 @@ export class Conversation {
   /** @param {Turn} turn */
   async #stop(turn) {
     try {
-      await this.api.stop(turn.id);
+      await patiently(() => this.api.stop(turn.id));
     } catch (error) {
       turn.stopping = false;
       this.#tell(turn);
@@ -192,7 +190,7 @@ export class Conversation {
     this.#note(turn);
     this.#listeners.changed();
     try {
-      turn.id = (await this.#accepted(turn)).turn_id;
+      turn.id = (await patiently(() => this.#post(turn))).turn_id;
     } catch (error) {
       turn.status = "unsent";
       turn.error = error;
@@ -214,20 +212,6 @@ export class Conversation {
    * @param {Turn} turn
    * @returns {Promise<import("./api.js").Accepted>}
    */
-  async #accepted(turn) {
-    for (const wait of RESEND_MS) {
-      try {
-        return await this.#post(turn);
-      } catch (error) {
-        // A limit is shown with its countdown rather than run into again.
-        if (!(error instanceof ApiError) || !error.passing || error.status === 429) throw error;
-        await pause(Math.max(wait, Math.min(error.retryAfter ?? 0, 5) * 1000), new AbortController().signal);
-      }
-    }
-    return this.#post(turn);
-  }
-
-  /** @param {Turn} turn */
   async #post(turn) {
     if (turn.kind === "regenerate") return this.api.regenerate(turn.of, turn.key);
     if (turn.kind === "edit") return this.api.edit(turn.of, turn.input, turn.key);
@@ -265,22 +249,6 @@ export class Conversation {
       turn.error = error;
       this.#tell(turn);
     }
-  }
-
-  /**
-   * @param {AbortSignal} signal
-   * @returns {Promise<ConversationInfo & {turns: import("./api.js").TurnInfo[]}>}
-   */
-  async #read(signal) {
-    for (const wait of RESEND_MS) {
-      try {
-        return await this.api.conversation(this.id, signal);
-      } catch (error) {
-        if (!(error instanceof ApiError) || !error.passing) throw error;
-        await pause(Math.max(wait, (error.retryAfter ?? 0) * 1000), signal);
-      }
-    }
-    return this.api.conversation(this.id, signal);
   }
 
   /**

@@ -10,6 +10,7 @@ import { dayOf } from "./days.js";
 import { ApiError, explain } from "./errors.js";
 import { icon, iconButton } from "./icons.js";
 import { notice } from "./notices.js";
+import { patiently } from "./patience.js";
 
 /** @typedef {import("./api.js").ConversationInfo} ConversationInfo */
 
@@ -62,7 +63,8 @@ export class Sidebar {
   /** Read the list again. @param {boolean} [more] the part after what is here, too */
   async refresh(more = false) {
     try {
-      const { data, has_more: hasMore } = await this.api.conversations(more ? [...this.#listed.keys()].at(-1) : undefined);
+      const after = more ? [...this.#listed.keys()].at(-1) : undefined;
+      const { data, has_more: hasMore } = await patiently(() => this.api.conversations(after));
       if (!more) this.#listed.clear();
       for (const info of data) this.#take(info);
       this.#hasMore = hasMore;
@@ -219,7 +221,7 @@ export class Sidebar {
     const before = this.#titles.get(id);
     this.#titles.set(id, title);
     try {
-      await this.api.rename(id, title);
+      await patiently(() => this.api.rename(id, title));
     } catch (error) {
       if (before === undefined) this.#titles.delete(id);
       else this.#titles.set(id, before);
@@ -253,7 +255,7 @@ export class Sidebar {
   /** @param {string} id */
   async #erase(id) {
     try {
-      await this.api.erase(id);
+      await patiently(() => this.api.erase(id));
     } catch (error) {
       if (error instanceof ApiError && error.status === 404) return;
       this.#restore(id);

@@ -23,13 +23,17 @@ import { inWork } from "./turns.js";
 
 /** A wait shorter than this is no news. */
 const QUIET_MS = 1000;
-const RECONNECTING_AFTER_MS = 2000;
+/** Silence in mid-answer. A worker that dies is replaced within these seconds, and a reader need not hear of it. */
+const CONTINUING_AFTER_MS = 5000;
+const RECONNECTING_AFTER_MS = 10_000;
 const TICK_MS = 250;
 /** Rendering may take this share of the time; a slow machine shows fewer, larger steps. */
 const RENDER_SHARE = 1 / 4;
 
 export class TurnView {
   #lostSince = 0;
+  #seen = -1;
+  #heardAt = Date.now();
   #shownAt = Date.now();
   #frame = 0;
   #ticker = 0;
@@ -73,6 +77,8 @@ export class TurnView {
     this.#part("answer").setAttribute("aria-busy", String(working));
     if (!this.turn.lost) this.#lostSince = 0;
     else this.#lostSince ||= Date.now();
+    if (this.turn.seen !== this.#seen) this.#heardAt = Date.now();
+    this.#seen = this.turn.seen;
     this.#tick(working);
     this.#showStatus();
     this.#showProblem();
@@ -135,7 +141,8 @@ export class TurnView {
     const elapsed = `${Math.floor(waited / 1000)} s`;
     if (status === "sending") return waited < QUIET_MS ? " " : `Sending… ${elapsed}`;
     if (status === "queued") return waited < QUIET_MS ? " " : `Waiting… ${elapsed}`;
-    if (status === "running" && !answer) return waited < QUIET_MS ? " " : `Thinking… ${elapsed}`;
+    if (status === "running" && answer) return Date.now() - this.#heardAt < CONTINUING_AFTER_MS ? "" : "Continuing…";
+    if (status === "running") return waited < QUIET_MS ? " " : `Thinking… ${elapsed}`;
     if (status === "stopped") return answer ? "Stopped. The answer is kept as far as it came." : "Stopped before the first word.";
     if (status === "handed_over") return failure ? `A person takes over: ${failure}.` : "A person takes over.";
     return "";

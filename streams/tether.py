@@ -31,4 +31,4 @@ def tie(parent: int, signum: int) -> None:
 
 if __name__ == "__main__":
     tie(int(sys.argv[1]), int(sys.argv[2]))
-    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - the command comes from deploy/service.py
+    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - the command comes from our own code

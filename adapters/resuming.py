@@ -1,0 +1,260 @@
+"""One model server, made to continue texts: whichever way it can, what comes is the rest of the answer and no more.
+
+Which way is best (`domain.resume.Way`) depends on the server and on the model's chat template, so it is tried out
+once for each model: the beginning of a well-known answer, and a look at what follows. That costs a request of a few
+tokens, so it waits for the model's first answer, and runs beside it: a worker that answers nothing asks nothing,
+and nobody's first word is delayed. It does not wait for the first resumption, because those come in a burst, when
+another worker has died, and an answer at a temperature that is begun anew soon departs from the text so far.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final, Literal, Protocol
+
+import structlog
+
+from domain.errors import BadRequest, ChatError, ModelBusy
+from domain.generation import Delta, Generation
+from domain.resume import Join, Way, messages_to_continue
+from domain.tool_calls import ToolCalls
+
+log = structlog.get_logger(__name__)
+
+CONTINUE_FLAGS: Final = {"continue_final_message": True, "add_generation_prompt": False}
+"""vLLM and SGLang continue a last message of role assistant only with these; llama.cpp does so without, and OpenAI
+refuses what it does not know."""
+
+PROBE_QUESTION: Final = "Count from one to twelve, in words, separated by commas."
+PROBE_SO_FAR: Final = "one, two, three, four, five, six"
+PROBE_NEXT: Final = ","
+"""What follows. No message begins with a comma, so a server that says it has continued the text."""
+
+PROBE_TOKENS: Final = 4
+PROBE_SECONDS: Final = 30.0
+PROBE_AGAIN_SECONDS: Final = 60.0
+PROBE_PATIENCE: Final = 0.5
+"""How long a resumption waits for a probe that is under way, before it goes on without."""
+
+BLANK: Final[Sequence[Way]] = ("instruct",)
+"""White space is nothing to continue. The answer begins anew, behind it."""
+
+
+class Server(Protocol):
+    """What is needed of a model server; `adapters.model.Model` is one."""
+
+    def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        """Yield what the model says, as it comes."""
+        ...
+
+    async def models(self) -> list[str]:
+        """Return the ids of the models that it has."""
+        ...
+
+
+class Resuming:
+    """See the module. ``setting`` is HEADRACE_MODEL_RESUME, ``name`` the server's in logs."""
+
+    def __init__(
+        self,
+        server: Server,
+        setting: Literal["auto", "prefill", "instruct"],
+        *,
+        name: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.models = server.models
+        self._server = server
+        self._setting = setting
+        self._name = name
+        self._clock = clock
+        self._ways: dict[str, Way] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._probe_at: dict[str, float] = {}
+        self._flags: Mapping[str, Any] = CONTINUE_FLAGS
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        """Yield the rest of the answer; tool calls come whole, with the delta that ends the answer.
+
+        Raises as `Model.stream` does.
+        """
+        rest = self._rest(generation) if generation.so_far else self._server.stream(generation)
+        calls = ToolCalls()
+        async with aclosing(rest) as steps:
+            async for deltas in steps:
+                self._probe_soon(generation.model)
+                whole = with_whole_calls(deltas, calls) if any(d.tools or d.finish for d in deltas) else deltas
+                if whole:
+                    yield whole
+        if tools := calls.whole():
+            yield [Delta(tools=tools)]
+
+    async def _rest(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        """Ask in one way after the other, until the server does not refuse it."""
+        refused: BadRequest | None = None
+        ways = await self._ways_to_try(generation.model) if generation.so_far.strip() else BLANK
+        for way in ways:
+            begun = False
+            try:
+                async with aclosing(self._continued(generation, way)) as steps:
+                    async for deltas in steps:
+                        begun = True
+                        yield deltas
+                return
+            except BadRequest as error:
+                if begun:
+                    raise
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    async def _ways_to_try(self, model: str) -> Sequence[Way]:
+        if self._setting != "auto":
+            return (self._setting,)
+        if model not in self._ways:
+            self._probe_soon(model)
+            if model in self._probes:
+                await asyncio.wait((self._probes[model],), timeout=PROBE_PATIENCE)
+        way = self._ways.get(model)
+        return (way,) if way else ("perhaps", "instruct")
+
+    async def _continued(self, generation: Generation, way: Way) -> AsyncGenerator[list[Delta], None]:
+        """Yield what follows the text so far.
+
+        A server that continues it counts the rest towards the limit alone. Others may repeat words of it, or all,
+        so they get the whole limit, and the pieces that follow the text so far are counted here.
+        """
+        join, left = Join(generation.so_far, way), None
+        messages = messages_to_continue(generation.messages, generation.so_far, way)
+        options = dict(generation.options)
+        if generation.limit is not None:
+            left = max(1, generation.limit - generation.written)
+            if way == "prefill":
+                options, left = generation.with_room(left), None
+        asked = replace(generation, messages=messages, options=options)
+        async with aclosing(self._ask(asked) if way != "instruct" else self._server.stream(asked)) as steps:
+            async for deltas in steps:
+                joined = [step for delta in deltas if any(step := through(join, delta))]
+                if left is not None:
+                    joined, left = within(joined, left)
+                if joined:
+                    yield joined
+                if left == 0:
+                    return
+        if text := join.close():
+            yield [Delta(text)]
+
+    async def _ask(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        """Ask to continue the last message, without the flags where the server refuses them."""
+        flags = self._flags
+        if flags:
+            begun = False
+            try:
+                async with aclosing(self._server.stream(with_options(generation, flags))) as steps:
+                    async for deltas in steps:
+                        begun = True
+                        yield deltas
+                return
+            except BadRequest:
+                if begun:
+                    raise
+        async with aclosing(self._server.stream(generation)) as steps:
+            async for deltas in steps:
+                self._flags = {}  # it refused the flags, and not the request
+                yield deltas
+
+    # -- the probe
+
+    def _probe_soon(self, model: str) -> None:
+        """Find out in the background which way is this model's, if that is not known or being found out."""
+        if self._setting != "auto" or model in self._ways or model in self._probes:
+            return
+        if self._clock() < self._probe_at.get(model, float("-inf")):
+            return
+        self._probes[model] = probe = asyncio.create_task(self._probe(model))
+        probe.add_done_callback(lambda _: self._probes.pop(model, None))
+
+    async def _probe(self, model: str) -> None:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                self._ways[model] = way = await self._way_of(model)
+        except (ChatError, TimeoutError) as error:
+            self._probe_at[model] = self._clock() + PROBE_AGAIN_SECONDS
+            log.warning("model server not tried out", server=self._name, model=model, reason=str(error))
+        else:
+            log.info("model server tried out", server=self._name, model=model, resumes_by=way)
+
+    async def _way_of(self, model: str) -> Way:
+        messages = [{"role": "user", "content": PROBE_QUESTION}, {"role": "assistant", "content": PROBE_SO_FAR}]
+        said = ""
+        try:
+            async with aclosing(
+                self._ask(Generation(model, messages, {"max_tokens": PROBE_TOKENS, "temperature": 0}))
+            ) as steps:
+                async for deltas in steps:
+                    said += "".join(delta.text for delta in deltas)
+        except BadRequest:
+            return "instruct"  # for example: the last message must be of role user
+        return "prefill" if said.startswith(PROBE_NEXT) else "instruct"
+
+    async def close(self) -> None:
+        """End probes that are under way."""
+        probes = list(self._probes.values())
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+
+@asynccontextmanager
+async def open_resuming(
+    server: Server, setting: Literal["auto", "prefill", "instruct"], *, name: str = ""
+) -> AsyncGenerator[Resuming, None]:
+    """Make a server continue texts."""
+    resuming = Resuming(server, setting, name=name)
+    try:
+        yield resuming
+    finally:
+        await resuming.close()
+
+
+def with_options(generation: Generation, options: Mapping[str, Any]) -> Generation:
+    """Return the generation with more options."""
+    return replace(generation, options={**generation.options, **options})
+
+
+def through(join: Join, delta: Delta) -> Delta:
+    """Return the delta with that part of its text which follows the text so far."""
+    text = join.push(delta.text) if delta.text else ""
+    if delta.tools or delta.finish:  # no text comes after them
+        text += join.close()
+    return delta._replace(text=text)
+
+
+def within(deltas: Sequence[Delta], left: int) -> tuple[list[Delta], int]:
+    """Return the deltas up to so many pieces of text, ended there as by the limit, and how many pieces are left."""
+    kept = []
+    for delta in deltas:
+        left -= bool(delta.text)
+        kept.append(delta)
+        if left == 0:
+            if not delta.finish:
+                kept.append(Delta(finish="length"))
+            break
+    return kept, left
+
+
+def with_whole_calls(deltas: Sequence[Delta], calls: ToolCalls) -> list[Delta]:
+    """Return the deltas without their pieces of tool calls, and with all calls where the answer ends."""
+    whole = []
+    for delta in deltas:
+        if delta.tools:
+            try:
+                calls.take(delta.tools)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ModelBusy(f"the model server sent tool calls that cannot be read: {error!r}") from error
+        step = delta._replace(tools=calls.whole() if delta.finish else "")
+        if any(step):
+            whole.append(step)
+    return whole

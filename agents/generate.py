@@ -1,0 +1,285 @@
+"""question, model -> claims, tokens, end"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from config import metrics
+from domain import prompt, reasons
+from domain.backoff import pause
+from domain.conversation import parent_of_next, path_to
+from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected, TurnFailed
+from domain.generation import LIMITS, Delta, Generation, Usage
+from domain.ids import place_of
+from domain.tokens import Kind, Token, TurnInLog, next_epoch
+from domain.turns import End, Failure, Outcome, Start, Timings
+from streams.app import app, now_ms
+from streams.records import Question
+from streams.turn_runner import Job
+from tables import conversations
+
+log = structlog.get_logger(__name__)
+
+INSTRUCTIONS: Final = prompt.load_prompt()
+HEADRACE: Final = "headrace"  # the model name that means: the default model, with our instructions
+ZOMBIE_SECONDS: Final = 15.0  # how long to believe that a newer owner exists before taking the turn from it
+RUNAWAY: Final = 4  # pieces for each model token allowed, before a server that knows no limit is cut off
+
+
+class Answer:
+    """The answering of one question by this worker: claim, generate from where the log stands, end.
+
+    A piece counts only if the fold of the log says so. So every attempt begins with a claim, and nothing of it is
+    written before this worker has read its own claim back, which tells the text so far and the next number. A turn
+    of which the log has nothing yet can only begin at the beginning: its model is asked while the claim is under way.
+    """
+
+    def __init__(self, job: Job, logged: TurnInLog) -> None:
+        self.job = job
+        self.question = job.question
+        self.logged = logged
+        self.model = ""
+        self.read: list[Mapping[str, Any]] | None = None
+        self.claiming: asyncio.Task[bool] | None = None
+        self.owned = False
+        self.epoch = -1
+        self.seq = 0
+        self.appended = 0
+        self.began = monotonic()
+        self.asked_at = asked_at(job.question)
+        self.started_ms = now_ms() - self.asked_at
+        self.first_token_ms = 0
+        self.finish = "stop"
+        self.usage: Usage | None = None
+
+    async def until_ended(self) -> None:
+        """Try until the log has the turn's end, or the attempts or the time are used up; then end it as failed."""
+        fruitless = 0
+        while not self.logged.fold.ended:
+            if self.logged.cut:
+                raise LogUnavailable("the log lost the place of this worker's tail")
+            self.owned, self.appended = False, 0
+            self.claiming = asyncio.create_task(self.claim())
+            try:
+                fresh = not self.logged.fold.next
+                broken = await self.attempt() if fresh or await self.claiming else None
+                await self.claiming
+            finally:
+                self.claiming.cancel()
+            if broken is not None:
+                fruitless = 1 if self.appended else fruitless + 1
+                await self.try_again(broken, fruitless)
+
+    async def claim(self) -> bool:
+        """Fence every older writer of the turn; return whether the turn is ours to go on with."""
+        fold = self.logged.fold
+        waited = monotonic()
+        while fold.epoch >> 16 > app.generation and monotonic() - waited < ZOMBIE_SECONDS:  # noqa: ASYNC110 - see below
+            # A newer owner exists, in another process: a rebalance is about to cancel this task.
+            await asyncio.sleep(0.05)
+        self.epoch = next_epoch(app.generation, fold.epoch)
+        start = Start(self.question.conversation_id, self.question.model or HEADRACE)
+        await self.put("claim", 0, _json(start))
+        self.seq = fold.next
+        if self.usage is None:  # what workers before this one wrote, of whose usage nothing else is known
+            self.usage = Usage(0, fold.next - 1)
+        self.owned = fold.epoch == self.epoch and not fold.ended
+        return self.owned
+
+    async def attempt(self) -> ModelBusy | None:
+        """Go on with the answer to its end; return why the model broke it off, if it did."""
+        try:
+            if self.job.refusal is not None:
+                await self.end("failed", error=self.job.refusal)
+            elif self.logged.fold.claims > app.settings.turn_claims:
+                raise TurnFailed(reasons.taken_up_too_often(self.logged.fold.claims))
+            elif self.job.stopping.is_set() or await self.speak():
+                await self.end("stopped" if self.job.stopping.is_set() else "completed")
+        except (BadRequest, TurnFailed) as error:
+            log.warning("turn failed", turn_id=self.question.turn_id, reason=str(error))
+            await self.end("failed", error=Failure(reasons.refused(str(error)), error.code))
+        except LogUnavailable as error:
+            if not self.owned:
+                raise
+            # What the log has of it counts, and the rest is written again.
+            log.warning("tokens were not logged", turn_id=self.question.turn_id, reason=str(error))
+        except ModelBusy as error:
+            return error
+        return None
+
+    async def try_again(self, broken: ModelBusy, fruitless: int) -> None:
+        """Wait before the next attempt, or end the turn as failed after the last."""
+        log.warning("model broke off", turn_id=self.question.turn_id, attempt=fruitless, reason=str(broken))
+        seconds = pause(fruitless)
+        if broken.retry_after is not None:
+            # 0: another server is there. Else all who were told to wait would come back in the same moment.
+            seconds = broken.retry_after and broken.retry_after + pause(1)
+        if fruitless >= app.settings.model_attempts:
+            begun = bool(self.logged.text)
+            await self.end("failed", error=Failure(reasons.no_answer(fruitless, begun=begun), broken.code))
+        elif seconds >= self.time_left():
+            await self.end("failed", error=Failure(reasons.no_time(app.settings.turn_seconds), TurnFailed.code))
+        else:
+            await self.wait(seconds)
+
+    async def messages(self) -> list[Mapping[str, Any]]:
+        """Return what the model is to read; the same for every attempt."""
+        if self.read is None:
+            self.model = await model_for(self.question)
+            await app.settled()
+            self.read = messages_for(self.question)
+        return self.read
+
+    async def speak(self) -> bool:
+        """Write what the model says to the log; return whether it came to its end or was told to stop."""
+        generating = asyncio.create_task(self.generate())
+        stopping = asyncio.create_task(self.job.stopping.wait())
+        try:
+            _ = await asyncio.wait(
+                (generating, stopping), timeout=self.time_left(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if generating.done():
+                return generating.result()
+            if stopping.done():
+                return True
+            raise TurnFailed(reasons.no_time(app.settings.turn_seconds))
+        finally:
+            stopping.cancel()
+            if generating.cancel():
+                _ = await asyncio.wait((generating,))
+
+    async def generate(self) -> bool:
+        """Append the model's tokens from where the log stands; False if the turn is another worker's."""
+        token_log, fold, partition = app.services.token_log, self.logged.fold, self.job.partition
+        messages = await self.messages()
+        request = Generation(self.model, messages, self.options(), self.logged.text, max(fold.next - 1, 0))
+        if self.has_all_of(request):
+            return True
+        reported: Usage | None = None
+        fresh = not self.owned
+        try:
+            async with aclosing(app.services.model.stream(request)) as stream:
+                async for deltas in stream:
+                    if fresh and not await self.confirmed(request):
+                        return False
+                    fresh = False
+                    for delta in deltas:
+                        self.take(delta)
+                        reported = delta.usage or reported
+                    if fold.epoch != self.epoch:
+                        return False
+                    await token_log.room(partition)
+                    if self.appended > RUNAWAY * (request.limit or app.settings.answer_tokens):
+                        self.finish = "length"
+                        return True
+        finally:
+            self.count(reported)
+        return self.owned or await self.confirmed(request)
+
+    def has_all_of(self, request: Generation) -> bool:
+        """Tell whether the log has all that the answer may have, so that only its end is missing."""
+        if any(piece.kind == "tool" for piece in self.logged.pieces):
+            self.finish = "tool_calls"
+        elif request.limit is not None and request.written >= request.limit:
+            self.finish = "length"
+        else:
+            return False
+        return True
+
+    async def confirmed(self, request: Generation) -> bool:
+        """Wait for the claim of a fresh turn; return whether the turn is ours, and what we asked for its beginning."""
+        assert self.claiming is not None
+        since = monotonic()
+        owned = await asyncio.shield(self.claiming)
+        metrics.claim_wait.observe(monotonic() - since)
+        return owned and self.logged.text == request.so_far
+
+    def take(self, delta: Delta) -> None:
+        """Append one step of the model's stream."""
+        if delta.text:
+            self.append("token", delta.text)
+        if delta.tools:
+            self.append("tool", delta.tools)
+        if delta.finish:
+            self.finish = delta.finish
+
+    def append(self, kind: Kind, text: str) -> None:
+        """Put a piece into the next frame."""
+        if not self.first_token_ms:
+            self.first_token_ms = now_ms() - self.asked_at
+        app.services.token_log.append(
+            self.job.partition, Token(self.question.turn_id, self.epoch, self.seq, kind, text)
+        )
+        self.seq += 1
+        self.appended += 1
+
+    def count(self, reported: Usage | None) -> None:
+        """Add an attempt to the turn's usage: what the server reported, else the pieces that came of it."""
+        read, written = (reported.input_tokens, reported.output_tokens) if reported else (0, 0)
+        self.usage = (self.usage or Usage()) + Usage(read, written or self.appended)
+
+    async def end(self, outcome: Outcome, *, error: Failure | None = None) -> None:
+        """Log the turn's end, if the turn is ours. Whether it counts, the fold tells."""
+        if not self.owned and (self.claiming is None or not await asyncio.shield(self.claiming)):
+            return
+        timings = Timings(self.started_ms, self.first_token_ms, now_ms() - self.asked_at)
+        end = End(outcome, self.model, self.finish, self.usage or Usage(), timings, error)
+        await self.put("end", self.seq, _json(end))
+
+    async def put(self, kind: Kind, seq: int, text: str) -> None:
+        """Write a record by itself, and wait until this worker has read it back."""
+        token_log, partition = app.services.token_log, self.job.partition
+        offset = await token_log.put(partition, Token(self.question.turn_id, self.epoch, seq, kind, text))
+        await token_log.until(partition, offset)
+
+    def options(self) -> dict[str, Any]:
+        """Return the client's options, with a bound on the answer's length."""
+        options, limit = dict(self.question.options), app.settings.answer_tokens
+        name = next((name for name in LIMITS if name in options), LIMITS[-1])
+        options[name] = min(options.get(name) or limit, limit)
+        return options
+
+    def time_left(self) -> float:
+        """Return the seconds that the turn may still take."""
+        return self.began + app.settings.turn_seconds - monotonic()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, but not when told to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.job.stopping.wait()
+        except TimeoutError:
+            pass
+
+
+def messages_for(question: Question) -> list[Mapping[str, Any]]:
+    """Return the messages for a question, after its conversation's turns or those that its client sent."""
+    if question.messages:
+        return prompt.for_client(INSTRUCTIONS, question.messages, bare=question.model not in {"", HEADRACE})
+    turns = conversations.context(question)
+    path = path_to(turns, parent_of_next(turns, question.beside))
+    return prompt.for_conversation(INSTRUCTIONS, path, question.input, budget=app.settings.context_tokens)
+
+
+async def model_for(question: Question) -> str:
+    """Return the model server's name of the model that is to answer."""
+    if question.model not in {"", HEADRACE}:
+        return question.model
+    return app.settings.model or next(iter(await app.services.model.models()), "default")
+
+
+def asked_at(question: Question) -> int:
+    """Return when a question was accepted, in Unix ms: its turn id says it."""
+    place = place_of(question.turn_id)
+    if place is None:
+        raise Rejected(f"{question.turn_id!r} is not a turn id")
+    return place.milliseconds
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,247 @@
+"""Recovery of Faust's tables past Faust: `adapters.changelog` copies, Faust is told when its tables are back.
+
+Faust reads changelogs through its consumer, an event a record: 100,000 rows of 2 kB take it half a minute, and a
+record that it cannot decode or apply stops it for ever. Here nothing of Faust reads a changelog. What is left of
+its recovery is the order of things around one: flush, restore, call the tables back, seek, resume.
+
+Two rules: **never inside the callback of a rebalance**, where no heartbeats are sent; and **no copying while
+partitions change hands**, so that a store that is closed has no other user.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import structlog
+from aiokafka.errors import IllegalStateError
+from confluent_kafka import Message
+from faust.tables.manager import TableManager
+from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
+from faust.types import TP, AppT
+from mode import Service
+
+from adapters.changelog import Changelogs, Check, Progress, Replica
+from adapters.rocksdb import Database
+from config import metrics
+from domain.errors import BadRecord, StoreUnavailable
+
+if TYPE_CHECKING:
+    from streams.app import ChatApp
+
+log = structlog.get_logger(__name__)
+
+SAY_SECONDS = 2.0
+FLUSH_SECONDS = 15.0
+
+
+class CopiedTable(Protocol):
+    """What a table needs so that it can be recovered here."""
+
+    check: Check | None
+
+    def database(self, partition: int) -> Database:
+        """Return a partition's store, opening it if it is not open yet."""
+        ...
+
+
+class Still:
+    """Tells for how long something has been the same."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: object = None
+        self._since = clock()
+
+    def seconds(self, now: object) -> float:
+        """Return for how many seconds it has been as it is now."""
+        if now != self._seen:
+            self._seen, self._since = now, self._clock()
+        return self._clock() - self._since
+
+
+class TableRecovery(Recovery):
+    """Brings the tables of a new assignment up to their changelogs, then keeps the standbys near them."""
+
+    chat: "ChatApp"
+
+    def __init__(self, app: AppT, tables: Any, **options: Any) -> None:
+        super().__init__(app, tables, **options)
+        self.chat = cast("ChatApp", app)
+        self.progress = Progress()
+        self._changelogs = Changelogs(
+            self.chat.settings.kafka_bootstrap_servers, self.chat.settings.partitions, self._on_bad_record
+        )
+        self._restored = False
+        self._is_halted = False
+        self._standbys = Progress()
+        metrics.recovery_left.set_function(lambda: self.progress.left)
+        metrics.standbys_left.set_function(lambda: self._standbys.left)
+
+    def describe(self) -> str:
+        """Return how far a running recovery is, "" if there is nothing to read."""
+        if not self.progress.left:
+            return ""
+        return f"{self.progress.left:,} changelog records left, {self.progress.rate:,.0f} a second"
+
+    # -- while partitions change hands
+
+    def stop_soon(self) -> None:
+        """Ask the copying to stop, without waiting; none begins before partitions are assigned again."""
+        self._is_halted = True
+        self._changelogs.stop_soon()
+
+    async def halt(self) -> None:
+        """Return when no store is in use here any more, nor will be before `on_rebalance`."""
+        self._is_halted = True
+        await self._changelogs.cancel()
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Note what is to be recovered. Faust's own opens the stores of it, and wakes the task below."""
+        self._is_halted = False
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
+
+    async def on_stop(self) -> None:
+        """End the thread before Faust closes the stores. Faust would write what it had buffered here."""
+        await self._changelogs.close()
+
+    # -- Faust's tasks, each in place of the one of the same name
+
+    @Service.task
+    async def _restart_recovery(self) -> None:
+        # Faust's reads through its consumer, with time-outs that a long copy does not fit into.
+        while not self.should_stop:
+            # mode's annotation asks for an Event of its own, and takes any.
+            if await self.wait_for_stopped(cast("Any", self.signal_recovery_start)):
+                return
+            self.signal_recovery_start.clear()
+            try:
+                await self._recover(self._generation_id)
+            except (RebalanceAgain, IllegalStateError):
+                log.info("recovery begins anew: partitions are assigned again")
+            except ServiceStopped:
+                return
+            except StoreUnavailable as error:
+                self.chat.step_back(str(error))
+
+    @Service.task
+    async def _slurp_changelogs(self) -> None:
+        # Faust's applies what its consumer fetched. Changelogs stay paused there, so there is nothing to apply.
+        pass
+
+    @Service.task
+    async def _publish_stats(self) -> None:
+        # Faust's looks at what only its own recovery counts.
+        async for _ in self.itertimer(SAY_SECONDS, name="TableRecovery.progress"):
+            for topic, left, partitions in _by_topic(self.progress.replicas):
+                log.info(
+                    "tables are being recovered",
+                    topic=topic,
+                    partitions=partitions,
+                    records_done=self.progress.records,
+                    records_left=left,
+                    records_per_second=round(self.progress.rate),
+                    seconds_left=round(self.progress.left / self.progress.rate) if self.progress.rate else None,
+                )
+
+    @Service.task
+    async def _end_when_stuck(self) -> None:
+        """End the process when nothing moves: Faust's own part of a rebalance has hung, too."""
+        still, patience = Still(), self.chat.settings.recovery_stall_seconds
+        async for _ in self.itertimer(1.0, name="TableRecovery.stuck"):
+            is_waiting = self.chat.rebalancing or not self.tables.actives_ready
+            seconds = still.seconds((is_waiting, self.chat.generation, self.progress.records, self.progress.left))
+            if is_waiting and seconds > patience:
+                self.chat.step_back(f"no progress for {patience:.0f} s: {self.chat.ready()}")
+
+    # -- one recovery
+
+    async def _recover(self, generation: int) -> None:
+        self._set_recovery_started()
+        # Rows that this worker sent before are then in the changelog that it reads.
+        await self._wait(self.chat.producer.flush(), timeout=FLUSH_SECONDS)
+        self._restored = False
+        await self._wait(self._restore())
+        if not self._restored:
+            return  # it was halted, and the assignment that halted it brings the next one
+        # Faust's own: calls the tables back, seeks to the committed offsets, resumes, and ends the rebalance.
+        await self._wait(self.on_recovery_completed(generation))
+        self.tables.on_standbys_ready()
+        if self.standby_tps:
+            _ = self.add_future(self._follow())
+
+    async def _restore(self) -> None:
+        if self._is_halted:
+            return
+        self.progress = Progress(self._replicas(self.active_tps))
+        self._restored = await self._changelogs.restore(self.progress)
+        if self.progress.records:
+            metrics.recovered_records.inc(self.progress.records)
+            log.info(
+                "tables recovered" if self._restored else "recovery of tables halted",
+                records=self.progress.records,
+                records_per_second=round(self.progress.rate),
+            )
+
+    async def _follow(self) -> None:
+        if self._is_halted:
+            return
+        self._standbys = Progress(self._replicas(self.standby_tps))
+        try:
+            await self._changelogs.follow(self._standbys)
+        except StoreUnavailable as error:
+            self.chat.step_back(str(error))
+
+    def _replicas(self, tps: Iterable[TP]) -> list[Replica]:
+        tables = {tp: cast("CopiedTable", self.tp_to_table[tp]) for tp in tps}
+        return [
+            Replica(tp.topic, tp.partition, table.database(tp.partition), table.check) for tp, table in tables.items()
+        ]
+
+    def _on_bad_record(self, record: Message, reason: str) -> None:
+        """Set a record aside; returns once Kafka has the dead letter. Called in the copying thread."""
+        letter = self.chat.dead_letter(
+            topic=record.topic() or "",
+            partition=record.partition() or 0,
+            offset=record.offset() or 0,
+            error=BadRecord(reason),
+            key=record.key(),
+            value=record.value(),
+        )
+        asyncio.run_coroutine_threadsafe(letter, self.loop).result()
+
+
+class ChangelogTables(TableManager):
+    """Faust's table manager with our recovery, which is halted before any store is closed."""
+
+    @property
+    def recovery(self) -> TableRecovery:
+        """Return the recovery."""
+        if self._recovery is None:
+            self._recovery = TableRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return cast("TableRecovery", self._recovery)
+
+    def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Begin to halt. Faust writes here what it buffered of changelogs, which is nothing now."""
+        self.recovery.stop_soon()
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Let go of the stores, before the tables close those that are gone."""
+        await self.recovery.halt()
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
+
+
+def _by_topic(replicas: Iterable[Replica]) -> list[tuple[str, int, list[int]]]:
+    """Return of each topic that is behind: its name, the records left, the partitions."""
+    behind: dict[str, list[Replica]] = {}
+    for replica in replicas:
+        if replica.left:
+            behind.setdefault(replica.topic, []).append(replica)
+    return [
+        (topic, sum(replica.left for replica in each), sorted(replica.partition for replica in each))
+        for topic, each in behind.items()
+    ]

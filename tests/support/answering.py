@@ -1,0 +1,118 @@
+"""One question answered by a worker that consists of little more than `agents.generate.Answer`.
+
+Its log is a list and takes every record at once, unless the test holds it back; its model servers are real
+connections to scripted ones. The pauses between its attempts are short, unless a server asks for longer ones.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from adapters.model_group import open_model_group
+from agents import generate
+from agents.generate import Answer
+from config.settings import Settings
+from domain.ids import new_turn_id
+from domain.tokens import Kind, Token
+from domain.turns import End
+from streams.turn_runner import Job
+from tests.support.fakes import FakeLoggedTurn
+from tests.support.runner_fakes import FakeEvent, FakeMessage, question
+
+TURN = new_turn_id(1_700_000_000_000, 0, 7)
+
+
+class ListLog:
+    """A token log of one partition. ``open`` is cleared to hold back what is put and read back."""
+
+    def __init__(self) -> None:
+        self.turn = FakeLoggedTurn()
+        self.open = asyncio.Event()
+        self.open.set()
+        self.records: list[Token] = []
+
+    def append(self, _: int, token: Token) -> None:
+        self.records.append(token)
+        self.turn.feed(token)
+
+    async def put(self, partition: int, token: Token) -> int:
+        await self.open.wait()
+        self.append(partition, token)
+        return len(self.records)
+
+    async def until(self, _partition: int, _offset: int) -> None:
+        await asyncio.sleep(0)
+
+    async def room(self, _: int) -> None:
+        await asyncio.sleep(0)
+
+
+class Answering:
+    """The question, the log, and what came of it."""
+
+    def __init__(self, text: str, options: dict[str, Any]) -> None:
+        self.log = ListLog()
+        asked = question(TURN, options=options, messages=[{"role": "user", "content": text}])
+        self.job = Job(FakeEvent(b"c", b"", FakeMessage(0, 0, 1)), asked)
+
+    def have(self, *texts: str, claims: int = 1, kind: Kind = "token") -> None:
+        """Let workers before this one have claimed the turn and written this."""
+        for epoch in range(1, claims + 1):
+            self.log.append(0, Token(TURN, epoch, 0, "claim", "{}"))
+        for text in texts:
+            self.log.append(0, Token(TURN, claims, self.log.turn.fold.next, kind, text))
+
+    async def run(self) -> End:
+        """Answer to the end; return what it says."""
+        async with asyncio.timeout(30):
+            await Answer(self.job, self.log.turn).until_ended()
+        return self.end
+
+    @property
+    def end(self) -> End:
+        """The turn's end in the log."""
+        return msgspec.json.decode(self.log.turn.pieces[-1].text, type=End)
+
+    @property
+    def text(self) -> str:
+        """The answer in the log."""
+        return self.log.turn.text
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of all records, whether they count or not."""
+        return [token.kind for token in self.log.records]
+
+    @property
+    def claims(self) -> int:
+        """How often the turn was taken up."""
+        return self.log.turn.fold.claims
+
+
+@asynccontextmanager
+async def answering(
+    monkeypatch: pytest.MonkeyPatch,
+    servers: Sequence[str],
+    text: str,
+    *,
+    options: dict[str, Any] | None = None,
+    **set_to: Any,
+) -> AsyncIterator[Answering]:
+    """Prepare an answer from these model servers, with these settings."""
+    settings = Settings(model_servers=",".join(servers), model="scripted", **set_to)
+    async with open_model_group(settings) as model:
+        found = Answering(text, options or {})
+        services = SimpleNamespace(token_log=found.log, model=model)
+        worker = SimpleNamespace(services=services, settings=settings, generation=1, settled=_settled)
+        monkeypatch.setattr(generate, "app", worker)
+        monkeypatch.setattr(generate, "pause", lambda _attempt: 0.01)
+        yield found
+
+
+async def _settled() -> None:
+    """Return at once: this worker has no tables."""
