@@ -2,7 +2,7 @@
 
 import asyncio
 
-from bench import first_token, model_decode, token_path
+from bench import first_token, model_decode, table_recovery, token_path
 
 
 async def main() -> None:
@@ -14,6 +14,8 @@ async def main() -> None:
     await first_token.main(first_token.parser().parse_args(["--warm-up", "5", "--route", arguments.route]))
     print("\nDecoding the model's stream")
     await model_decode.main()
+    print("\nTables that come back")
+    await table_recovery.main(table_recovery.parser().parse_args([]))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,16 @@
 
 The model server answers at once, so this is what we add: the question into Kafka and out again, the claim, the
 prompt, the request to the model, the first frame. ``beside`` so many streams are running on the same worker.
+What the claim costs of it, is how long the first word waited for it: the model is asked meanwhile.
 """
 
 import argparse
 import asyncio
+import re
 from collections.abc import Sequence
 from statistics import quantiles
+
+from aiohttp import ClientSession
 
 from bench.load import Load, Question, Reader, questions_for
 from bench.machine import Place, described, kafka, running, worker
@@ -47,6 +51,21 @@ def table(beside: int, times: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
+def claim_wait(metrics: str) -> str:
+    """Return how long first words waited for their claim, from a worker's /metrics."""
+    found = re.findall(r'^headrace_claim_wait_seconds_bucket\{le="([^"]+)"\} (\S+)$', metrics, re.MULTILINE)
+    buckets = [(float(bound), float(count)) for bound, count in found]
+    whole = buckets[-1][1]
+    low = before = 0.0
+    for bound, count in buckets:
+        if count >= whole / 2:
+            # As Prometheus does: as if the waits lay evenly within their bucket.
+            median = low + (bound - low) * (whole / 2 - before) / (count - before)
+            return f"the claim's share of it: p50 {1000 * median:.2f} ms, over {whole:.0f} turns"
+        low, before = bound, count
+    return "no turn waited for a claim"
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -71,6 +90,8 @@ async def main(arguments: argparse.Namespace) -> None:
                 await load.start()
                 print(table(beside, await compare([proxy, tested], arguments.questions)), flush=True)
                 load.close()
+            async with ClientSession() as session, session.get(f"{tested.url.removesuffix('/v1')}/metrics") as answer:
+                print(claim_wait(await answer.text()), flush=True)
 
 
 if __name__ == "__main__":

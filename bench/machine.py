@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,17 @@ def running(name: str, *command: str) -> Iterator[Place]:
 
 @asynccontextmanager
 async def worker(bootstrap: str, model_url: str, *, native: bool) -> AsyncIterator[Place]:
-    """Run a worker with topics of its own, which are deleted afterwards; settings in the environment are tried out."""
+    """Run a worker; see `workers`."""
+    async with workers(bootstrap, model_url, 1, native=native) as (place,):
+        yield place
+
+
+@asynccontextmanager
+async def workers(bootstrap: str, model_url: str, count: int, *, native: bool = True) -> AsyncIterator[list[Place]]:
+    """Run workers that share topics of their own, which are deleted afterwards.
+
+    Settings in the environment are tried out.
+    """
     group = f"bench-{uuid4().hex[:8]}"
     variables = {
         **{name: value for name, value in os.environ.items() if name.startswith("HEADRACE_")},
@@ -80,13 +90,15 @@ async def worker(bootstrap: str, model_url: str, *, native: bool) -> AsyncIterat
         "HEADRACE_TURN_SECONDS": "3600",
     }
     with TemporaryDirectory() as folder:
-        process = Worker(Path(folder), variables)
+        processes = [Worker(Path(folder) / str(number), variables) for number in range(count)]
         try:
-            await process.start()
-            yield Place("worker", f"{process.url}/v1", process.pid, native)
+            for process in processes:
+                process.launch()
+            await asyncio.gather(*(process.ready() for process in processes))
+            yield [Place("worker", f"{process.url}/v1", process.pid, native) for process in processes]
         finally:
-            await process.stop()
-            # Also the changelogs of its tables, which are named after the group.
+            await asyncio.gather(*(process.stop() for process in processes))
+            # Also the changelogs of their tables, which are named after the group.
             await asyncio.to_thread(delete_topics, bootstrap, group)
 
 
@@ -98,19 +110,24 @@ def delete_topics(bootstrap: str, prefix: str) -> None:
         deleted.result(30)
 
 
-def broker_pid(bootstrap: str) -> int | None:
-    """Return the process that listens at the broker's port, None if it is on another machine."""
-    port = int(bootstrap.rpartition(":")[2])
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            return connection.pid
-    return None
+def broker_pids(bootstrap: str) -> list[int]:
+    """Return the processes that listen at the brokers' ports; none for those on another machine."""
+    ports = {int(broker.rpartition(":")[2]) for broker in bootstrap.split(",")}
+    listening = (
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in ports
+    )
+    return sorted({pid for pid in listening if pid is not None})
 
 
-def cpu_seconds(pid: int | None) -> float:
+def cpu_seconds(pids: Collection[int]) -> float:
+    """Return the CPU time that processes have used together; nan for none."""
+    return sum(map(cpu_seconds_of, pids)) if pids else float("nan")
+
+
+def cpu_seconds_of(pid: int) -> float:
     """Return the CPU time that a process has used, with all its threads."""
-    if pid is None:
-        return float("nan")
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 

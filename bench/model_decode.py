@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
-from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from adapters.model import Model
+from adapters.model_transport import AiohttpTransport
 from bench.machine import running
 from domain.generation import Generation
 
@@ -52,7 +53,11 @@ def sdk(client: AsyncOpenAI) -> Read:
 async def readers(url: str) -> AsyncIterator[dict[str, Read]]:
     """Yield the four ways to read."""
     async with (
-        AsyncOpenAI(base_url=url, api_key="none", http_client=DefaultAioHttpClient()) as aio,
+        AsyncOpenAI(
+            base_url=url,
+            api_key="none",
+            http_client=DefaultAsyncHttpxClient(transport=AiohttpTransport(connections=100)),
+        ) as aio,
         AsyncOpenAI(base_url=url, api_key="none", http_client=DefaultAsyncHttpxClient()) as httpx,
     ):
         yield {

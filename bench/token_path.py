@@ -4,12 +4,13 @@
 
 The worker is asked as its own page asks: a turn in a conversation, answered with its events; with ``--route openai``
 by chat completions, as the proxy. A token's added time is from the model server's write to the reader's read. CPU is
-that of the whole process over the measured seconds (the broker's too, so let it serve nobody else), by the tokens that
-came in them. A fresh JVM is three times slower than a warm one, which is what the warm-up is for.
+that of the whole process over the measured seconds (all brokers' too, so let them serve nobody else), by the tokens
+that came in them. A fresh JVM is three times slower than a warm one, which is what the warm-up is for.
 """
 
 import argparse
 import asyncio
+import os
 from dataclasses import dataclass
 from math import isnan
 from statistics import median
@@ -18,7 +19,7 @@ from time import monotonic
 import psutil
 
 from bench.load import Load
-from bench.machine import Place, broker_pid, counter, cpu_seconds, described, kafka, running, worker
+from bench.machine import Place, broker_pids, counter, cpu_seconds, described, kafka, running, worker
 
 PACE = 50.0
 SETTLE = 1.0
@@ -43,19 +44,19 @@ class Row:
     busy: float
 
 
-async def measure(place: Place, broker: int | None, streams: int, seconds: float) -> Row:
+async def measure(place: Place, brokers: list[int], streams: int, seconds: float) -> Row:
     """Return what it costs to serve so many streams."""
     load = Load(place, streams, pace=PACE, seconds=SETTLE + seconds + TAIL)
     through_kafka = place.name == "worker"
     await load.start()
     await asyncio.sleep(SETTLE)
-    before = snapshot(place, broker if through_kafka else None, through_kafka=through_kafka)
+    before = snapshot(place, brokers if through_kafka else [], through_kafka=through_kafka)
     psutil.cpu_percent()
     since = monotonic()
     await asyncio.sleep(seconds)
     until = monotonic()
     busy = psutil.cpu_percent()
-    after = snapshot(place, broker if through_kafka else None, through_kafka=through_kafka)
+    after = snapshot(place, brokers if through_kafka else [], through_kafka=through_kafka)
     await load.end()
     heard = load.heard(since, until)
     cpu, broker_cpu, tokens, frames = (late - early for late, early in zip(after, before, strict=True))
@@ -71,11 +72,11 @@ async def measure(place: Place, broker: int | None, streams: int, seconds: float
     )
 
 
-def snapshot(place: Place, broker: int | None, *, through_kafka: bool) -> tuple[float, float, float, float]:
-    """Return CPU seconds of the place and the broker, and the tokens and frames that it logged."""
+def snapshot(place: Place, brokers: list[int], *, through_kafka: bool) -> tuple[float, float, float, float]:
+    """Return CPU seconds of the place and of the brokers, and the tokens and frames that it logged."""
     names = ("headrace_tokens_logged_total", "headrace_frames_total") if through_kafka else ()
     tokens, frames = [counter(place.url, name) for name in names] or (float("nan"), float("nan"))
-    return cpu_seconds(place.pid), cpu_seconds(broker), tokens, frames
+    return cpu_seconds([place.pid]), cpu_seconds(brokers), tokens, frames
 
 
 async def warm_up(place: Place, seconds: float) -> None:
@@ -85,7 +86,7 @@ async def warm_up(place: Place, seconds: float) -> None:
     await load.end(within=seconds + 30)
 
 
-async def compare(places: list[Place], broker: int | None, arguments: argparse.Namespace) -> list[Row]:
+async def compare(places: list[Place], brokers: list[int], arguments: argparse.Namespace) -> list[Row]:
     """Measure all places under all loads, in turn, several times; return the medians."""
     rows = []
     for streams in arguments.streams:
@@ -93,7 +94,7 @@ async def compare(places: list[Place], broker: int | None, arguments: argparse.N
         for number in range(arguments.rounds):
             # The order turns round each time, so that a machine that slows down or heats up favours nobody.
             order = places if number % 2 == 0 else places[::-1]
-            rounds.append([await measure(place, broker, streams, arguments.seconds) for place in order])
+            rounds.append([await measure(place, brokers, streams, arguments.seconds) for place in order])
         rows += [middle([row for turn in rounds for row in turn if row.place == place.name]) for place in places]
     return rows
 
@@ -133,7 +134,6 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--streams", type=numbers, default=[1, 10, 50, 200], help="how many at once, e.g. 1,50")
     options.add_argument("--route", choices=["native", "openai"], default="native", help="how the worker is asked")
-    options.add_argument("--broker-pid", type=int, help="found by its port, if it runs on this machine")
     options.add_argument("--seconds", type=float, default=10.0, help="measured, for each place, load and round")
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--warm-up", type=float, default=60.0, help="seconds of load before the first figure")
@@ -146,11 +146,11 @@ async def main(arguments: argparse.Namespace) -> None:
     with running("model", "tests.support.model_server") as model, running("proxy", "bench.proxy", model.url) as proxy:
         async with worker(bootstrap, model.url, native=arguments.route == "native") as tested:
             await warm_up(tested, arguments.warm_up)
-            broker = arguments.broker_pid or await asyncio.to_thread(broker_pid, bootstrap)
-            rows = await compare([proxy, tested], broker, arguments)
+            brokers = await asyncio.to_thread(broker_pids, bootstrap)
+            rows = await compare([proxy, tested], brokers, arguments)
     print(
         f"{described()}; route {arguments.route}, {PACE:g} tokens/s a stream, {arguments.rounds} rounds of"
-        f" {arguments.seconds:g} s"
+        f" {arguments.seconds:g} s, {os.environ.get('HEADRACE_REPLICATION', '1')} copies of each partition"
     )
     print(table(rows))
 
