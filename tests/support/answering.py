@@ -28,28 +28,41 @@ TURN = new_turn_id(1_700_000_000_000, 0, 7)
 
 
 class ListLog:
-    """A token log of one partition. ``open`` is cleared to hold back what is put and read back."""
+    """A token log of one partition, read a moment after it is written.
+
+    ``open`` is cleared to hold back what is put. ``overtaking``: what another worker writes right before our next
+    record of a kind.
+    """
 
     def __init__(self) -> None:
         self.turn = FakeLoggedTurn()
         self.open = asyncio.Event()
         self.open.set()
         self.records: list[Token] = []
+        self.overtaking: dict[Kind, list[Token]] = {}
+        self._read = 0
 
     def append(self, _: int, token: Token) -> None:
-        self.records.append(token)
-        self.turn.feed(token)
+        self.records += [*self.overtaking.pop(token.kind, ()), token]
+        asyncio.get_running_loop().call_later(0.001, self.read)
 
     async def put(self, partition: int, token: Token) -> int:
         await self.open.wait()
         self.append(partition, token)
-        return len(self.records)
+        return len(self.records) - 1
 
-    async def until(self, _partition: int, _offset: int) -> None:
-        await asyncio.sleep(0)
+    async def until(self, _partition: int, offset: int) -> None:
+        while self._read <= offset:
+            await asyncio.sleep(0)
 
     async def room(self, _: int) -> None:
         await asyncio.sleep(0)
+
+    def read(self) -> None:
+        """Read to the end, as a worker's tail does."""
+        for token in self.records[self._read :]:
+            self.turn.feed(token)
+        self._read = len(self.records)
 
 
 class Answering:
@@ -64,8 +77,10 @@ class Answering:
         """Let workers before this one have claimed the turn and written this."""
         for epoch in range(1, claims + 1):
             self.log.append(0, Token(TURN, epoch, 0, "claim", "{}"))
+        self.log.read()
         for text in texts:
             self.log.append(0, Token(TURN, claims, self.log.turn.fold.next, kind, text))
+            self.log.read()
 
     async def run(self) -> End:
         """Answer to the end; return what it says."""

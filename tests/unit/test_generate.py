@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from domain.generation import Usage
+from domain.tokens import Token
 from tests.support.answering import TURN, answering
 from tests.support.model_client import until
 from tests.support.model_server import ModelServer
@@ -73,6 +74,38 @@ async def test_each_attempt_goes_on_from_the_text_in_the_log(
     given = [body["messages"][-1]["content"] for body in server.requests]
     tokens = expected_answer(question)
     assert given == [question, *("".join(tokens[: 7 * breaks]).rstrip() for breaks in (1, 2, 3))]
+
+
+# -- what other workers do meanwhile
+
+
+async def test_what_an_older_worker_wrote_up_to_the_claim_belongs_to_the_answer(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "[tokens=10 pace=0]"
+    tokens = expected_answer(question)
+    async with answering(monkeypatch, [server.base_url], question) as turn:
+        turn.have(*tokens[:3])
+        turn.log.overtaking["claim"] = [Token(TURN, 1, 4, "token", tokens[3])]
+        await turn.run()
+
+        assert (turn.text, turn.claims) == (whole(question), 2)
+    assert [body["messages"][-1]["content"] for body in server.requests] == ["".join(tokens[:4]).rstrip()]
+
+
+async def test_an_end_that_a_newer_worker_has_fenced_is_none(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "[tokens=10 pace=0]"
+    async with answering(monkeypatch, [server.base_url], question) as turn:
+        turn.log.overtaking["end"] = [Token(TURN, (1 << 16) + 5, 0, "claim", "{}")]
+        end = await turn.run()
+
+        assert (end.outcome, turn.text, turn.claims) == ("completed", whole(question), 3)
+    assert turn.kinds.count("end") == 2
+
+
+# -- other servers of the group
 
 
 async def test_an_attempt_that_fails_goes_to_another_server_at_once(
