@@ -182,7 +182,7 @@ def main() -> int:
     arguments.turns = arguments.turns or (SHORT_TURNS if arguments.short else TURNS)
     folder = (arguments.folder or Path(mkdtemp(prefix="headrace-chaos-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # so that no broker outlives us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no broker outlives us
     done = asyncio.run(campaign(arguments, folder))
     report.write(done, arguments.out)
     say("\n" + report.table(done) + "\n\n" + "\n".join(report.goals(done)))

@@ -21,6 +21,7 @@ from tests.support.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
+STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,11 @@ def running(name: str, *command: str) -> Iterator[Place]:
         yield Place(name, line.removeprefix("listening on ").strip(), process.pid)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()  # a shell that started us in the background may have told it to ignore signals
+            process.wait()
 
 
 @asynccontextmanager
