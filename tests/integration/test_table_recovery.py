@@ -28,7 +28,9 @@ async def test_damaged_files_and_records_that_are_no_rows_do_not_keep_conversati
     client = ChatClient(http, worker.url)
     conversation = await client.converse()
     await client.read(await client.ask(conversation, "remember this [tokens=5 pace=0]"))
-    before = await client.call("GET", f"/v1/conversations/{conversation}")
+    async with asyncio.timeout(20):  # the turn is put into its row after its reader saw the end
+        while not (before := await client.call("GET", f"/v1/conversations/{conversation}"))["title"]:
+            await asyncio.sleep(0.05)
     await worker.terminate()
     changelog = f"{names.group}-conversations-changelog"
     produce(services.bootstrap, changelog, b"{broken", key=b"other")
