@@ -3,7 +3,7 @@
 Two uses: `restore` brings the partitions that this worker has been given up to the present end of their
 changelogs, and ends; `follow` keeps the copies of partitions that others own near it until it is cancelled.
 After any of these, and after a crash in the middle, a store holds exactly the rows of its changelog up to its
-offset: what does not fit is set aside and begun anew.
+offset that count (`domain.fence`): what does not fit is set aside and begun anew.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ from confluent_kafka.admin import AdminClient
 
 from adapters.librdkafka import Complaints, client_config, consumer_config
 from adapters.rocksdb import Database, Origin
+from config import metrics
 from domain.errors import LogUnavailable
+from domain.fence import Fence
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +36,9 @@ AGAIN_SECONDS: Final = 0.5
 BEGINNING: Final = -2
 END: Final = -1
 
+CLAIM_KEY: Final = b"__headrace\0claim__"  # no row: it raises the fence
+EPOCH_HEADER: Final = "epoch"
+
 Check = Callable[[bytes], object]
 OnBadRecord = Callable[[Message, str], None]
 TopicId = Callable[[str], str]
@@ -44,12 +49,16 @@ class Replica:
     """A changelog's partition, and the store on this worker that is a copy of it.
 
     ``check`` raises ValueError or an error of msgspec's for a value that no reader of the table could decode.
+    ``claim``: where this worker's claim to write here stands in the changelog, under which ``epoch``; a restore reads
+    up to it.
     """
 
     topic: str
     partition: int
     database: Database
     check: Check | None = None
+    claim: int = -1
+    epoch: int = -1
     position: int = 0
     end: int = 0
 
@@ -57,6 +66,14 @@ class Replica:
     def left(self) -> int:
         """Offsets still to go; some of them may be compacted away."""
         return max(0, self.end - self.position)
+
+
+class WroteFenced(Exception):
+    """A store took a row, when this worker wrote it, that does not count in its changelog."""
+
+    def __init__(self, replica: Replica, offset: int) -> None:
+        super().__init__(f"it has a row that this worker wrote too late, at {offset} of {replica.topic}")
+        self.replica = replica
 
 
 @dataclass(slots=True)
@@ -76,6 +93,15 @@ class Progress:
     def rate(self) -> float:
         """Records a second since it began."""
         return self.records / max(time.monotonic() - self.began, 0.001)
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch of records changes in one store."""
+
+    fence: Fence
+    rows: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    fenced: set[bytes] = field(default_factory=set)
 
 
 class Changelogs:
@@ -148,6 +174,8 @@ class Changelogs:
                     left = list(progress.replicas)
                 if not left or self._copy(left, progress, follow, cancelled):
                     return True
+            except WroteFenced as error:
+                error.replica.database.renew(str(error), "fenced")
             except (KafkaException, LogUnavailable) as error:
                 # Also when a changelog was truncated under our hands: the next look at its ends shows it.
                 log.warning("changelogs will be read again", reason=str(error))
@@ -159,10 +187,14 @@ class Changelogs:
         first, last = self._offsets(replicas, BEGINNING), self._offsets(replicas, END)
         for replica in replicas:
             where = (replica.topic, replica.partition)
-            self._fit(replica, first[where], last[where])
+            # A broker that has just become the leader may not know yet how far its copy is acknowledged.
+            replica.end = max(last[where], replica.claim + 1)
+            self._fit(replica, first[where], replica.end)
             offset = replica.database.offset
             replica.position = first[where] if offset is None else offset + 1
-            replica.end = last[where]
+            if replica.position == replica.claim and replica.database.epoch <= replica.epoch:
+                replica.database.copy((), replica.claim, epoch=replica.epoch)  # as it would be read
+                replica.position += 1
         return [replica for replica in replicas if replica.left]
 
     def _fit(self, replica: Replica, first: int, last: int) -> None:
@@ -199,25 +231,41 @@ class Changelogs:
             consumer.unassign()
 
     def _write(self, replicas: Mapping[tuple[str, int], Replica], messages: Iterable[Message]) -> int:
-        rows: dict[Replica, list[tuple[bytes, bytes | None]]] = {}
+        changed: dict[Replica, Changes] = {}
         for message in messages:
             replica, error = replicas[message.topic() or "", message.partition() or 0], message.error()
             offset = message.offset() or 0
             if error is None:
-                rows.setdefault(replica, []).extend(self._row(replica, message))
+                changes = changed.setdefault(replica, Changes(Fence(replica.database.epoch)))
+                self._take(replica, message, changes)
                 replica.position = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 # The last offsets may belong to no record: aborted, compacted away, or a transaction's own.
                 if offset > replica.position:
-                    rows.setdefault(replica, [])
+                    changed.setdefault(replica, Changes(Fence(replica.database.epoch)))
                     replica.position = offset
             elif not error.retriable():
                 raise KafkaException(error)
-        for replica, changes in rows.items():
-            replica.database.copy(changes, replica.position - 1)
-        return sum(map(len, rows.values()))
+        for replica, changes in changed.items():
+            replica.database.copy(changes.rows, replica.position - 1, epoch=changes.fence.epoch, fenced=changes.fenced)
+        return sum(len(changes.rows) for changes in changed.values())
 
-    def _row(self, replica: Replica, message: Message) -> Iterable[tuple[bytes, bytes | None]]:
+    def _take(self, replica: Replica, message: Message, changes: "Changes") -> None:
+        """Add a message to the changes if it counts."""
+        key, epoch = message.key(), epoch_of(message)
+        if not changes.fence.admits(epoch):
+            if epoch == replica.database.own_epoch:
+                raise WroteFenced(replica, message.offset() or 0)
+            metrics.fenced_rows.inc()
+            log.warning("row of a replaced worker dropped", changelog=replica.topic, partition=replica.partition)
+            if key is not None and key != CLAIM_KEY:
+                changes.fenced.add(key)
+        elif key != CLAIM_KEY:
+            rows = self._row(replica, message)
+            changes.rows.extend(rows)
+            changes.fenced.difference_update(key for key, _ in rows)
+
+    def _row(self, replica: Replica, message: Message) -> Sequence[tuple[bytes, bytes | None]]:
         """Return the message as a row; nothing if it is none, once it has been set aside."""
         key, value = message.key(), message.value()
         if key is None:
@@ -260,6 +308,12 @@ class Changelogs:
                 )
             )
         return self._consumer
+
+
+def epoch_of(message: Message) -> int:
+    """Return the epoch that a record was written under, 0 if it does not say."""
+    headers: Any = message.headers()  # a list of pairs, whatever its annotation says
+    return next((int(value) for name, value in headers or () if name == EPOCH_HEADER), 0)
 
 
 def topic_ids(bootstrap: str, complaints: Complaints, kafka: Mapping[str, Any]) -> TopicId:

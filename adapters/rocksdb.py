@@ -2,7 +2,9 @@
 
 The changelog in Kafka is the truth and these files are a copy, so nothing here is ever repaired: files that are
 damaged, or were made from another log, are set aside and the copy is made anew. The offset is written with
-the rows that it stands for, in one batch, so that a crash leaves both or neither.
+the rows that it stands for, in one batch, so that a crash leaves both or neither. Beside the rows stands what the
+fence needs to know (`domain.fence`): the epoch that owns the partition, the one that this store was last written
+under, and the keys whose latest record in the changelog does not count.
 """
 
 import errno
@@ -12,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import msgspec
 import structlog
@@ -23,10 +25,14 @@ from domain.errors import NotOwner, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
-FORMAT: Final = 1  # goes up when older rows cannot be read any more; stores of another format are rebuilt
+FORMAT: Final = 2  # goes up when older rows cannot be read any more; stores of another format are rebuilt
 OFFSET_KEY: Final = b"__faust\0offset__"  # Faust's own name, as good as any
-ORIGIN_KEY: Final = b"__headrace\0origin__"
-NOT_ROWS: Final = (OFFSET_KEY, ORIGIN_KEY)
+OURS: Final = b"__headrace\0"
+ORIGIN_KEY: Final = OURS + b"origin__"
+EPOCH_KEY: Final = OURS + b"epoch__"
+OWN_EPOCH_KEY: Final = OURS + b"own_epoch__"
+FENCED: Final = OURS + b"fenced__"  # followed by the key of a row
+NOT_ROWS: Final = (OFFSET_KEY, OURS)
 SET_ASIDE: Final = ".damaged-"
 # What Linux says when the disk or the process is at fault. The files are whole, and other files would fare no better.
 NOT_THE_FILES: Final = tuple(
@@ -76,6 +82,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset: int | None = None
+        self._epoch = self._own_epoch = -1
+        self._fenced: set[bytes] = set()
         self._acknowledged: set[int] = set()
         try:
             self._open()
@@ -88,6 +96,33 @@ class Database:
     def offset(self) -> int | None:
         """The changelog's offset up to which the rows are complete, None in a new store."""
         return self._offset
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that owns the partition as far as the changelog was read, -1 if nobody has claimed it."""
+        return self._epoch
+
+    @property
+    def own_epoch(self) -> int:
+        """The epoch under which this worker wrote here last, -1 if it never did."""
+        return self._own_epoch
+
+    @property
+    def fenced(self) -> frozenset[bytes]:
+        """The keys whose latest record in the changelog is one that does not count."""
+        return frozenset(self._fenced)
+
+    def own(self, epoch: int) -> None:
+        """Note that this worker writes here from now on, under this epoch."""
+        with self._failures():
+            self._rocks.put(OWN_EPOCH_KEY, b"%d" % epoch)
+        self._own_epoch = epoch
+
+    def mended(self, key: bytes) -> None:
+        """Note that the changelog has the row itself again after the record that did not count."""
+        with self._failures():
+            self._rocks.delete(FENCED + key)
+        self._fenced.discard(key)
 
     @property
     def origin(self) -> Origin | None:
@@ -124,21 +159,42 @@ class Database:
             for key, value in rows:
                 if not key.startswith(prefix):
                     return
-                if key != after and key not in NOT_ROWS:
+                if key != after and not key.startswith(NOT_ROWS):
                     yield key, value
 
-    def copy(self, rows: Iterable[tuple[bytes, bytes | None]], offset: int) -> None:
-        """Write what the changelog says up to and with ``offset``, all of it or nothing."""
+    def copy(
+        self,
+        rows: Iterable[tuple[bytes, bytes | None]],
+        offset: int,
+        *,
+        epoch: int | None = None,
+        fenced: Iterable[bytes] = (),
+    ) -> None:
+        """Write what the changelog says up to and with ``offset``, all of it or nothing.
+
+        ``epoch`` is the partition's owner by then, unchanged if None; ``fenced`` are the keys whose latest record here
+        does not count.
+        """
         batch = WriteBatch(raw_mode=True)
+        hidden = set(self._fenced)
         for key, value in rows:
             if value is None:
                 batch.delete(key)
             else:
                 batch.put(key, value)
+            if key in self._fenced:
+                batch.delete(FENCED + key)
+                hidden.discard(key)
+        for key in fenced:
+            batch.put(FENCED + key, b"")
+            hidden.add(key)
+        if epoch is not None:
+            batch.put(EPOCH_KEY, b"%d" % epoch)
         batch.put(OFFSET_KEY, b"%d" % offset)
         with self._failures():
             self._rocks.write(batch)
-        self._offset = offset
+        self._offset, self._fenced = offset, hidden
+        self._epoch = self._epoch if epoch is None else epoch
         self._acknowledged.clear()
 
     def acknowledge(self, offset: int) -> None:
@@ -175,8 +231,22 @@ class Database:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._rocks = Rdict(str(self.path), options())
         self._acknowledged.clear()
-        found: Any = self._rocks.get(OFFSET_KEY)
-        self._offset = None if found is None else int(found)
+        self._offset = self._number(OFFSET_KEY)
+        self._epoch, self._own_epoch = self._number(EPOCH_KEY, -1), self._number(OWN_EPOCH_KEY, -1)
+        self._fenced = set()
+        keys: Iterator[Any] = self._rocks.keys(from_key=FENCED)  # raw mode: bytes
+        for key in keys:
+            if not key.startswith(FENCED):
+                break
+            self._fenced.add(key.removeprefix(FENCED))
+
+    @overload
+    def _number(self, key: bytes) -> int | None: ...
+    @overload
+    def _number(self, key: bytes, default: int) -> int: ...
+    def _number(self, key: bytes, default: int | None = None) -> int | None:
+        found: Any = self._rocks.get(key)
+        return default if found is None else int(found)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

@@ -180,6 +180,10 @@ recovered_records = _counter(
     "headrace_recovered_records_total",
     "How many changelog records went into this worker's tables while their conversations were unavailable?",
 )
+fenced_rows = _counter(
+    "headrace_fenced_rows_total",
+    "How many rows in changelogs were dropped here because a worker wrote them after its replacement had taken over?",
+)
 standbys_left = _gauge(
     "headrace_standby_left_records",
     "How many changelog records do this worker's standby copies still lack, of those that were there when partitions"

@@ -4,27 +4,32 @@ Faust reads changelogs through its consumer, an event a record: 100,000 rows of 
 record that it cannot decode or apply stops it for ever. Here nothing of Faust reads a changelog. What is left of
 its recovery is the order of things around one: flush, restore, call the tables back, seek, resume.
 
+Before a store is restored, its changelog is claimed under the group's generation: what a worker that slept through its
+replacement writes after that counts for nobody (`domain.fence`).
+
 Two rules: **never inside the callback of a rebalance**, where no heartbeats are sent; and **no copying while
 partitions change hands**, so that a store that is closed has no other user.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, KafkaError
 from confluent_kafka import Message
+from faust.exceptions import ProducerSendError
 from faust.tables.manager import TableManager
 from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
 from faust.types import TP, AppT
 from mode import Service
 
-from adapters.changelog import Changelogs, Check, Progress, Replica
+from adapters.changelog import CLAIM_KEY, EPOCH_HEADER, Changelogs, Check, Progress, Replica
 from adapters.rocksdb import Database
 from config import metrics
-from domain.errors import BadRecord, StoreUnavailable
+from domain.backoff import pause
+from domain.errors import BadRecord, NotOwner, StoreUnavailable
 
 if TYPE_CHECKING:
     from streams.app import ChatApp
@@ -33,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 SAY_SECONDS = 2.0
 FLUSH_SECONDS = 15.0
+NEWER_OWNER_SECONDS = 15.0  # a replaced worker that is awake hears of it within a session
 
 
 class CopiedTable(Protocol):
@@ -119,7 +125,7 @@ class TableRecovery(Recovery):
             self.signal_recovery_start.clear()
             try:
                 await self._recover(self._generation_id)
-            except (RebalanceAgain, IllegalStateError):
+            except (RebalanceAgain, IllegalStateError, NotOwner):
                 log.info("recovery begins anew: partitions are assigned again")
             except ServiceStopped:
                 return
@@ -163,7 +169,7 @@ class TableRecovery(Recovery):
         # Rows that this worker sent before are then in the changelog that it reads.
         await self._wait(self.chat.producer.flush(), timeout=FLUSH_SECONDS)
         self._restored = False
-        await self._wait(self._restore())
+        await self._wait(self._restore(generation))
         if not self._restored:
             return  # it was halted, and the assignment that halted it brings the next one
         # Faust's own: calls the tables back, seeks to the committed offsets, resumes, and ends the rebalance.
@@ -172,18 +178,72 @@ class TableRecovery(Recovery):
         if self.standby_tps:
             _ = self.add_future(self._follow())
 
-    async def _restore(self) -> None:
+    async def _restore(self, generation: int) -> None:
+        replicas = self._replicas(self.active_tps)
+        restored, epoch = False, generation
+        while not restored and not self._is_halted:
+            await self._claim(replicas, epoch)
+            restored = await self._copy(replicas)
+            newer = max((replica.database.epoch for replica in replicas), default=epoch)
+            if restored and newer > epoch:
+                restored, epoch = False, await self._outlive(newer)
+        if restored:
+            for replica in replicas:
+                replica.database.own(epoch)
+            await self._mend(replicas, epoch)
+        self._restored = restored
+
+    async def _claim(self, replicas: Sequence[Replica], epoch: int) -> None:
+        """Claim the changelogs; note where the claims stand."""
+        claims = [(replica, CLAIM_KEY, b"") for replica in replicas]
+        for replica, offset in zip(replicas, await self._write(claims, epoch), strict=True):
+            replica.claim, replica.epoch = offset, epoch
+
+    async def _outlive(self, newer: int) -> int:
+        """Return an epoch above one that stands in a changelog, once nobody can be behind it any more.
+
+        Either this worker was replaced, and hears of it meanwhile; or the group has begun to count anew.
+        """
+        log.warning("a newer owner has claimed the tables", epoch=newer, waits_seconds=NEWER_OWNER_SECONDS)
+        await self.sleep(NEWER_OWNER_SECONDS)
+        return newer + 1
+
+    async def _mend(self, replicas: Sequence[Replica], epoch: int) -> None:
+        """Write the rows again that a record hides which does not count: compaction would keep that record alone."""
+        hidden = [(replica, key, replica.database.get(key)) for replica in replicas for key in replica.database.fenced]
+        await self._write(hidden, epoch)
+        for replica, key, _ in hidden:
+            replica.database.mended(key)
+
+    async def _write(self, records: Sequence[tuple[Replica, bytes, bytes | None]], epoch: int) -> list[int]:
+        """Write records to changelogs; return their offsets. Waits for Kafka for ever."""
+        headers = {EPOCH_HEADER: b"%d" % epoch}
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                sent = [
+                    await self.chat.producer.send(replica.topic, key, value, replica.partition, None, headers)
+                    for replica, key, value in records
+                ]
+                return [int((await each).offset) for each in sent]
+            except (KafkaError, ProducerSendError) as error:
+                log.warning("changelogs will be written again", reason=repr(error))
+                await self.sleep(pause(attempt))
+
+    async def _copy(self, replicas: Sequence[Replica]) -> bool:
         if self._is_halted:
-            return
-        self.progress = Progress(self._replicas(self.active_tps))
-        self._restored = await self._changelogs.restore(self.progress)
+            return False
+        self.progress = Progress(replicas)
+        restored = await self._changelogs.restore(self.progress)
         if self.progress.records:
             metrics.recovered_records.inc(self.progress.records)
             log.info(
-                "tables recovered" if self._restored else "recovery of tables halted",
+                "tables recovered" if restored else "recovery of tables halted",
                 records=self.progress.records,
                 records_per_second=round(self.progress.rate),
             )
+        return restored
 
     async def _follow(self) -> None:
         if self._is_halted:

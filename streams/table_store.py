@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any, cast
 from faust.stores import rocksdb
 from faust.types import TP, CollectionT
 
-from adapters.changelog import Check
+from adapters.changelog import EPOCH_HEADER, Check
 from adapters.rocksdb import Database
 from domain.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from streams.app import ChatApp
 
-__all__ = ["Check", "Database", "RowStore"]  # what tables need of them
+__all__ = ["EPOCH_HEADER", "Check", "Database", "RowStore"]  # what tables need of them
 
 
 class RowStore(rocksdb.Store):

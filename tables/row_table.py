@@ -1,7 +1,8 @@
 """A table of raw rows in RocksDB, read and written by partition, from agents and views alike.
 
 What Kafka's changelog has acknowledged is on whichever worker holds the row's partition next; a row that is only
-in RocksDB is not promised. A worker whose disk fails steps back, and no record is given up for it.
+in RocksDB is not promised. A worker whose disk fails steps back, and no record is given up for it. Every record says
+under which epoch it was written, so that one of a worker that was replaced meanwhile does not count.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from faust.types import TP, FutureMessage
 
 from domain.errors import LogUnavailable, NotOwner, StoreUnavailable
 from streams.app import ChatApp, app
-from streams.table_store import Check, Database, RowStore
+from streams.table_store import EPOCH_HEADER, Check, Database, RowStore
 
 CHANGELOG_SECONDS = 30.0
 
@@ -49,8 +50,18 @@ class RowTable(Table[bytes, bytes]):
         Raises `NotOwner` and `StoreUnavailable`.
         """
         with self._stepping_back():
-            self._own(partition).put(key.encode(), value)
-        return self.send_changelog(partition, key.encode(), value, "raw", "raw")
+            database = self._own(partition)
+            database.put(key.encode(), value)
+        return self.changelog_topic.send_soon(
+            key=key.encode(),
+            value=value,
+            partition=partition,
+            headers={EPOCH_HEADER: b"%d" % database.own_epoch},
+            key_serializer="raw",
+            value_serializer="raw",
+            callback=self._on_changelog_sent,
+            eager_partitioning=True,
+        )
 
     def database(self, partition: int) -> Database:
         """Return a partition's database, opening it if it is not open yet. For recovery: the others take `put`."""

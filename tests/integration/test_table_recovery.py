@@ -3,14 +3,16 @@
 import asyncio
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import aiohttp
+import msgspec
 
 from bench.machine import counter
 from tests.conftest import Names, StartWorker
 from tests.support.chat_client import ChatClient
-from tests.support.kafka import consume, produce
+from tests.support.kafka import consume, epochs, produce
 from tests.support.model_server import ModelServer
 from tests.support.services import Services
 from tests.support.worker import Worker
@@ -33,8 +35,9 @@ async def test_damaged_files_and_records_that_are_no_rows_do_not_keep_conversati
             await asyncio.sleep(0.05)
     await worker.terminate()
     changelog = f"{names.group}-conversations-changelog"
-    produce(services.bootstrap, changelog, b"{broken", key=b"other")
-    produce(services.bootstrap, changelog, b'{"title":"of no conversation"}', key=b"another")
+    epoch = max(await epochs(services.bootstrap, changelog))
+    produce(services.bootstrap, changelog, b"{broken", key=b"other", epoch=epoch)
+    produce(services.bootstrap, changelog, b'{"title":"of no conversation"}', key=b"another", epoch=epoch)
     for store in stores(worker, "conversations"):
         os.truncate(store / "CURRENT", 3)
 
@@ -46,6 +49,32 @@ async def test_damaged_files_and_records_that_are_no_rows_do_not_keep_conversati
     assert len(list(worker.folder.glob("data/**/conversations-*.db.damaged-*"))) == len(stores(worker, "conversations"))
     answer = await client.ask(conversation, "and now? [tokens=5 pace=0]")
     assert (await client.read(answer)).outcome == "completed"
+
+
+async def test_a_row_that_a_replaced_worker_wrote_late_counts_for_nobody_and_is_written_again(
+    services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession, names: Names
+) -> None:
+    worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+    client = ChatClient(http, worker.url)
+    conversation = await client.converse()
+    await client.call("PATCH", f"/v1/conversations/{conversation}", {"title": "as it was"})
+    async with asyncio.timeout(20):
+        while (before := await client.call("GET", f"/v1/conversations/{conversation}"))["title"] != "as it was":
+            await asyncio.sleep(0.05)
+    changelog = f"{names.group}-conversations-changelog"
+    late = msgspec.json.encode({"conversation_id": conversation, "tenant": "dev", "user": "dev", "title": "late"})
+    lower = min(await epochs(services.bootstrap, changelog)) - 1
+    await worker.terminate()
+    produce(services.bootstrap, changelog, late, key=conversation.encode(), epoch=lower)
+    written = len(await epochs(services.bootstrap, changelog))
+    for store in stores(worker, "conversations"):
+        shutil.rmtree(store)
+
+    await worker.start()
+
+    assert await client.call("GET", f"/v1/conversations/{conversation}") == before
+    claims = len(stores(worker, "conversations"))
+    assert len(await epochs(services.bootstrap, changelog)) == written + claims + 1
 
 
 async def test_who_takes_over_has_the_conversations_already(

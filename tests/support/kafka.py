@@ -5,14 +5,41 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 
-def produce(bootstrap: str, topic: str, value: bytes, *, key: bytes) -> None:
-    """Write one record, to the partition that Kafka's default partitioner says."""
+def produce(bootstrap: str, topic: str, value: bytes, *, key: bytes, epoch: int | None = None) -> None:
+    """Write one record, to the partition that Kafka's default partitioner says.
+
+    ``epoch``: what rows of tables carry.
+    """
     producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
-    producer.produce(topic, value, key)
+    headers: Any = [] if epoch is None else [("epoch", b"%d" % epoch)]
+    producer.produce(topic, value, key, headers=headers)
     assert producer.flush(10) == 0
+
+
+async def epochs(bootstrap: str, topic: str) -> list[int]:
+    """Return the epochs under which a changelog's records were written, of all partitions."""
+    return await asyncio.to_thread(_epochs, bootstrap, topic)
+
+
+def _epochs(bootstrap: str, topic: str) -> list[int]:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": uuid4().hex, "enable.partition.eof": True})
+    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+    found: list[int] = []
+    ended: set[int | None] = set()
+    try:
+        while len(ended) < len(partitions):
+            for message in consumer.consume(500, 1):
+                headers: Any = message.headers() or ()
+                found.extend(int(value) for name, value in headers if name == "epoch")
+                if message.error() is not None:
+                    ended.add(message.partition())
+        return found
+    finally:
+        consumer.close()
 
 
 async def consume(bootstrap: str, topic: str, count: int, within: float = 30) -> list[dict[str, Any]]:

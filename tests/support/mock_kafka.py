@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from confluent_kafka import Producer
 
@@ -22,10 +23,13 @@ class MockKafka:
         assert self._cluster.list_topics(topic, timeout=10).topics[topic].partitions
         return topic
 
-    def write(self, topic: str, partition: int, value: bytes | None, *, key: bytes | None = None) -> None:
-        """Write something, also what no writer of ours would."""
+    def write(
+        self, topic: str, partition: int, value: bytes | None, *, key: bytes | None = None, epoch: int | None = None
+    ) -> None:
+        """Write something, also what no writer of ours would. ``epoch``: what rows of tables carry."""
         assert self._cluster is not None
-        self._cluster.produce(topic, value, key, partition=partition)
+        headers: Any = [] if epoch is None else [("epoch", b"%d" % epoch)]
+        self._cluster.produce(topic, value, key, partition=partition, headers=headers)
         assert self._cluster.flush(10) == 0
 
     def die(self) -> None:

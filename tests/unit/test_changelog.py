@@ -4,12 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, cast
 
 import msgspec
 import pytest
 from confluent_kafka import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from adapters.changelog import Changelogs, Progress, Replica
+from adapters.changelog import CLAIM_KEY, Changelogs, Progress, Replica
 from adapters.rocksdb import Database, Origin
 from tests.support.mock_kafka import MockKafka, open_mock_kafka
 
@@ -219,3 +223,150 @@ async def test_a_restore_waits_while_kafka_is_away_and_can_be_cancelled_there(tm
     assert not await restoring
     await changelogs.close()
     replica.database.close()
+
+
+# -- the fence: who may write to a changelog
+
+
+def claimed(kafka: MockKafka, replica: Replica, epoch: int, offset: int) -> None:
+    """Claim a changelog, as its new owner does; the claim is expected at this offset."""
+    kafka.write(replica.topic, 0, b"", key=CLAIM_KEY, epoch=epoch)
+    replica.claim, replica.epoch = offset, epoch
+
+
+async def test_what_a_replaced_worker_writes_after_the_claim_does_not_count(
+    kafka: MockKafka, topic: str, replica: Replica
+) -> None:
+    kafka.write(topic, 0, b"first", key=b"a", epoch=1)
+    claimed(kafka, replica, 2, 1)
+    kafka.write(topic, 0, b"second", key=b"a", epoch=2)
+    kafka.write(topic, 0, b"of the sleeper", key=b"a", epoch=1)
+    kafka.write(topic, 0, None, key=b"b", epoch=1)
+
+    await restored(kafka, replica)
+
+    assert rows(replica) == {b"a": b"second"}
+    assert replica.database.epoch == 2
+    assert replica.database.fenced == {b"a", b"b"}
+
+
+async def test_a_hidden_row_is_no_longer_hidden_once_it_is_written_again(
+    kafka: MockKafka, topic: str, replica: Replica
+) -> None:
+    claimed(kafka, replica, 2, 0)
+    for key in (b"a", b"b"):
+        kafka.write(topic, 0, b"kept", key=key, epoch=2)
+        kafka.write(topic, 0, b"of the sleeper", key=key, epoch=1)
+    await restored(kafka, replica)
+    kafka.write(topic, 0, b"again", key=b"a", epoch=2)
+    replica.database.close()
+    replica.database = Database(replica.database.path)  # what is hidden is remembered on disk
+    assert replica.database.fenced == {b"a", b"b"}
+
+    await restored(kafka, replica)
+    assert replica.database.fenced == {b"b"}
+    replica.database.mended(b"b")
+
+    assert replica.database.fenced == frozenset()
+    assert rows(replica) == {b"a": b"again", b"b": b"kept"}
+
+
+async def test_a_store_with_a_row_of_its_own_that_does_not_count_is_rebuilt(
+    kafka: MockKafka, topic: str, replica: Replica
+) -> None:
+    claimed(kafka, replica, 1, 0)
+    await restored(kafka, replica)
+    replica.database.own(1)
+    replica.database.put(b"a", b"written in its sleep")
+    claimed(kafka, replica, 2, 1)  # by another worker
+    kafka.write(topic, 0, b"written in its sleep", key=b"a", epoch=1)
+    claimed(kafka, replica, 3, 3)
+
+    await restored(kafka, replica)
+
+    assert rows(replica) == {}
+    assert replica.database.epoch == 3
+
+
+async def test_a_caught_up_store_takes_its_claim_without_reading_it(
+    kafka: MockKafka, topic: str, replica: Replica
+) -> None:
+    kafka.write(topic, 0, b"value", key=b"a", epoch=1)
+    await restored(kafka, replica)
+    claimed(kafka, replica, 2, 1)
+
+    async with copying(kafka) as (changelogs, _):
+        progress = Progress([replica])
+        await changelogs.restore(progress)
+
+    assert (replica.database.offset, replica.database.epoch, progress.records) == (1, 2, 0)
+    assert rows(replica) == {b"a": b"value"}
+
+
+class Record(NamedTuple):
+    """A changelog's record, as librdkafka hands it on."""
+
+    at: int
+    epoch: int
+    name: bytes
+    content: bytes | None
+
+    def topic(self) -> str:
+        return "rows"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self.at
+
+    def error(self) -> None:
+        return None
+
+    def key(self) -> bytes:
+        return self.name
+
+    def value(self) -> bytes | None:
+        return self.content
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return [("epoch", b"%d" % self.epoch)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([b"a", b"b", b"c", CLAIM_KEY]), st.booleans()), max_size=25),
+    st.lists(st.integers(1, 6), max_size=25),
+)
+def test_batches_of_any_size_leave_what_the_log_says_record_by_record(
+    log: list[tuple[int, bytes, bool]], sizes: list[int]
+) -> None:
+    records = [Record(at, epoch, key, b"%d" % at if kept else None) for at, (epoch, key, kept) in enumerate(log)]
+    kept: dict[bytes, bytes | None] = {}
+    hidden: set[bytes] = set()
+    highest = -1
+    for record in records:
+        counts = record.epoch >= highest
+        highest = max(highest, record.epoch)
+        if record.name == CLAIM_KEY:
+            continue
+        if counts:
+            kept[record.name] = record.content
+            hidden.discard(record.name)
+        else:
+            hidden.add(record.name)
+
+    with TemporaryDirectory() as folder:
+        replica = Replica("rows", 0, Database(Path(folder, "rows-0.db")))
+        changelogs = Changelogs("127.0.0.1:1", 1, lambda *_: None, topic_id=lambda _: "")
+        left = records
+        for size in [*sizes, *[6] * len(records)]:
+            changelogs._write({("rows", 0): replica}, cast("list[Message]", left[:size]))
+            left = left[size:]
+            replica.database.close()
+            replica.database = Database(replica.database.path)  # a crash between any two batches
+
+        assert rows(replica) == {key: value for key, value in kept.items() if value is not None}
+        assert replica.database.fenced == hidden
+        assert replica.database.epoch == highest
+        replica.database.close()
