@@ -1,6 +1,7 @@
 """questions -> answer -> tokens, turns"""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from tables import conversations, replays
 log = structlog.get_logger(__name__)
 
 CLOSE_SECONDS = 30.0
+LOOK_SECONDS = 0.1
 
 
 @app.agent(app.raw_topic(app.topics_of.questions))
@@ -83,17 +85,31 @@ def failure_of(error: Exception) -> Failure:
 async def close(question: Question, logged: TurnInLog) -> None:
     """Publish the finished turn, and wait until its conversation has it: the next question needs it there."""
     remembered = conversations.expect(question.turn_id)
+    turn = finished(question, logged)
     try:
-        await app.settled()
-        turn = finished(question, logged)
-        await app.publish(app.topics_of.turns, question.conversation_id, turn)
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await remembered.wait()
+        while not remembered.is_set():
+            await app.settled()
+            generation = app.generation
+            await app.publish(app.topics_of.turns, question.conversation_id, turn)
+            await _back(remembered, generation)
         count(turn)
-    except TimeoutError as error:
-        raise LogUnavailable("the finished turn did not come back from the turns topic") from error
     finally:
         conversations.forget(question.turn_id)
+
+
+async def _back(remembered: asyncio.Event, generation: int) -> None:
+    """Return when the turn has come back from its topic, or partitions were assigned anew.
+
+    Who owned the partition in between has it then in its conversation and will not read it again: this worker would
+    wait in vain, and the conversation's next question with it.
+    """
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            while not remembered.is_set() and app.generation == generation:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(remembered.wait(), LOOK_SECONDS)
+    except TimeoutError as error:
+        raise LogUnavailable("the finished turn did not come back from the turns topic") from error
 
 
 def count(turn: Turn) -> None:
