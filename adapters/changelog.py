@@ -68,12 +68,8 @@ class Replica:
         return max(0, self.end - self.position)
 
 
-class WroteFenced(Exception):
-    """A store took a row, when this worker wrote it, that does not count in its changelog."""
-
-    def __init__(self, replica: Replica, offset: int) -> None:
-        super().__init__(f"it has a row that this worker wrote too late, at {offset} of {replica.topic}")
-        self.replica = replica
+class BegunAnew(Exception):
+    """A store was set aside while it was read into, and has to be read from the beginning."""
 
 
 @dataclass(slots=True)
@@ -97,11 +93,17 @@ class Progress:
 
 @dataclass(slots=True)
 class Changes:
-    """What a batch of records changes in one store."""
+    """What a batch of records changes in one store.
+
+    ``dropped``: how many of them do not count. ``own``: where one of these stands that this worker wrote, so that its
+    store has a row that nobody else has.
+    """
 
     fence: Fence
     rows: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     fenced: set[bytes] = field(default_factory=set)
+    dropped: int = 0
+    own: int | None = None
 
 
 class Changelogs:
@@ -174,8 +176,8 @@ class Changelogs:
                     left = list(progress.replicas)
                 if not left or self._copy(left, progress, follow, cancelled):
                     return True
-            except WroteFenced as error:
-                error.replica.database.renew(str(error), "fenced")
+            except BegunAnew:
+                continue
             except (KafkaException, LogUnavailable) as error:
                 # Also when a changelog was truncated under our hands: the next look at its ends shows it.
                 log.warning("changelogs will be read again", reason=str(error))
@@ -189,7 +191,9 @@ class Changelogs:
             where = (replica.topic, replica.partition)
             # A broker that has just become the leader may not know yet how far its copy is acknowledged.
             replica.end = max(last[where], replica.claim + 1)
-            self._fit(replica, first[where], replica.end)
+            # The claim was the log's last record, so a store that has its offset already has seen what Kafka lost.
+            is_first_look = replica.position == 0 and replica.claim >= 0
+            self._fit(replica, first[where], replica.claim if is_first_look else replica.end)
             offset = replica.database.offset
             replica.position = first[where] if offset is None else offset + 1
             if replica.position == replica.claim and replica.database.epoch <= replica.epoch:
@@ -248,16 +252,28 @@ class Changelogs:
                 raise KafkaException(error)
         for replica, changes in changed.items():
             replica.database.copy(changes.rows, replica.position - 1, epoch=changes.fence.epoch, fenced=changes.fenced)
+            if changes.dropped:
+                metrics.fenced_rows.inc(changes.dropped)
+                where = {"changelog": replica.topic, "partition": replica.partition}
+                log.warning("rows of a replaced worker dropped", rows=changes.dropped, **where)
+        self._begin_anew(changed)
         return sum(len(changes.rows) for changes in changed.values())
+
+    def _begin_anew(self, changed: Mapping[Replica, "Changes"]) -> None:
+        """Set the stores aside that this worker wrote to after it was replaced; raises `BegunAnew` if there are any."""
+        own = {replica: changes.own for replica, changes in changed.items() if changes.own is not None}
+        for replica, offset in own.items():
+            replica.database.renew(f"it has a row that this worker wrote too late, at {offset} of the log", "fenced")
+        if own:
+            raise BegunAnew
 
     def _take(self, replica: Replica, message: Message, changes: "Changes") -> None:
         """Add a message to the changes if it counts."""
         key, epoch = message.key(), epoch_of(message)
         if not changes.fence.admits(epoch):
+            changes.dropped += 1
             if epoch == replica.database.own_epoch:
-                raise WroteFenced(replica, message.offset() or 0)
-            metrics.fenced_rows.inc()
-            log.warning("row of a replaced worker dropped", changelog=replica.topic, partition=replica.partition)
+                changes.own = message.offset()
             if key is not None and key != CLAIM_KEY:
                 changes.fenced.add(key)
         elif key != CLAIM_KEY:

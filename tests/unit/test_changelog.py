@@ -132,6 +132,21 @@ async def test_a_store_ahead_of_its_changelog_is_rebuilt(kafka: MockKafka, topic
     assert replica.database.offset == 0
 
 
+async def test_a_store_that_has_seen_what_the_claim_took_the_place_of_is_rebuilt(
+    kafka: MockKafka, topic: str, replica: Replica
+) -> None:
+    kafka.write(topic, 0, b"value", key=b"kept")
+    await restored(kafka, replica)
+    replica.database.copy([(b"lost", b"Kafka acknowledged it and died")], 1)
+    claimed(kafka, replica, 2, 1)
+
+    replica.position = 0  # as a new recovery begins
+    await restored(kafka, replica)
+
+    assert rows(replica) == {b"kept": b"value"}
+    assert (replica.database.offset, replica.database.epoch) == (1, 2)
+
+
 @pytest.mark.parametrize(
     "other", [{"topic": "of another table"}, {"partitions": 5}, {"topic_id": "made anew"}, {"format": 0}]
 )
