@@ -65,6 +65,10 @@ bench: $(INSTALLED) ## Measure the token path against a plain proxy; needs a rea
 chaos: $(INSTALLED) ## Break workers, brokers, networks and models under load, and check every answer (40 minutes; ARGS=--short: 4)
 	@exec $(BIN)/python -m bench.chaos $(ARGS)
 
+.PHONY: chaos-windows
+chaos-windows: $(INSTALLED) ## Kill workers and stores while finished turns flow, and check every row (15 minutes; ARGS=--short: 2)
+	@exec $(BIN)/python -m bench.chaos_windows $(ARGS)
+
 .PHONY: mutants
 mutants: $(INSTALLED) ## Switch off one safeguard after the other, and see that a test notices
 	@exec $(BIN)/python -m bench.mutants $(ARGS)

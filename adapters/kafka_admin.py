@@ -25,7 +25,7 @@ class WrongPartitions(Rejected):
 
 
 class Spec(Protocol):
-    """A topic to be created; ``retention`` in seconds, of a ``compacted`` one's deletions."""
+    """A topic to be created; ``retention`` in seconds, of a ``compacted`` one's deletions unless it ``expires``."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -37,6 +37,8 @@ class Spec(Protocol):
     def retention(self) -> float: ...  # noqa: D102
     @property
     def compacted(self) -> bool: ...  # noqa: D102
+    @property
+    def expires(self) -> bool: ...  # noqa: D102
 
 
 async def ensure_topics(bootstrap: str, specs: Iterable[Spec], *, patience: float = 30.0) -> None:
@@ -87,11 +89,11 @@ def _new_topic(spec: Spec) -> NewTopic:
     kept = str(int(spec.retention * 1000))
     # Kafka deletes whole segments only, and the one that is written to never: it must not outlast what it holds.
     segment = str(int(min(spec.retention, SEGMENT_SECONDS) * 1000))
-    config = {"min.insync.replicas": str(max(1, spec.replication - 1))} | (
-        {"cleanup.policy": "compact", "delete.retention.ms": kept}
-        if spec.compacted
-        else {"retention.ms": kept, "segment.ms": segment}
-    )
+    config = {"min.insync.replicas": str(max(1, spec.replication - 1))}
+    if spec.compacted:
+        config |= {"cleanup.policy": "compact,delete" if spec.expires else "compact", "delete.retention.ms": kept}
+    if spec.expires or not spec.compacted:
+        config |= {"retention.ms": kept, "segment.ms": segment}
     return NewTopic(spec.name, spec.partitions, spec.replication, config=config)
 
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from adapters.changelog import topic_ids
 from adapters.librdkafka import Complaints, consumer_config
 from domain.errors import LogUnavailable
 
@@ -21,11 +22,20 @@ T = TypeVar("T")
 
 BATCH: Final = 500
 POLL_SECONDS: Final = 0.2
-# As a time, this asks Kafka for the end of a partition.
+# As times, these ask Kafka for the ends of a partition.
 END: Final = -1
+BEGINNING: Final = -2
 PATIENCE_SECONDS: Final = 10.0
 # Kafka's timestamps are those of the writers' clocks, so records may stand a little out of order.
 FIND_WITHIN_MS: Final = 60_000
+
+
+class Record(NamedTuple):
+    """A record as it stands in the log."""
+
+    offset: int
+    key: bytes
+    value: bytes
 
 
 class LogReader:
@@ -47,6 +57,7 @@ class LogReader:
         self._own = threading.local()
         self._consumers: list[Consumer] = []
         self._closing = threading.Event()
+        self._topic_id = topic_ids(bootstrap, self._complaints, kafka or {})
 
     async def find(
         self,
@@ -92,6 +103,23 @@ class LogReader:
         await self.scan(topic, partition, start, stop, visit)
         return records
 
+    async def batch(
+        self, topic: str, partition: int, start: int, stop: int, *, most: int, most_bytes: int
+    ) -> list[Record]:
+        """Return the first records of [start, stop): ``most`` of them, or one more than ``most_bytes`` hold."""
+        records: list[Record] = []
+        size = 0
+
+        def visit(record: Message) -> bool:
+            nonlocal size
+            found = Record(record.offset() or 0, record.key() or b"", record.value() or b"")
+            records.append(found)
+            size += len(found.value)
+            return len(records) >= most or size >= most_bytes
+
+        await self.scan(topic, partition, start, stop, visit)
+        return records
+
     async def scan(self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Message], bool]) -> None:
         """Show ``visit`` the records of [start, stop) in order until it says that it has seen enough.
 
@@ -108,6 +136,25 @@ class LogReader:
         """Return for each partition the offset that its next record will have."""
         times = dict.fromkeys(partitions, END)
         return await self._run(lambda consumer, _: self._offsets(consumer, topic, times))
+
+    async def beginnings(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return for each partition the first offset that the log still has."""
+        times = dict.fromkeys(partitions, BEGINNING)
+        return await self._run(lambda consumer, _: self._offsets(consumer, topic, times))
+
+    async def since(self, topic: str, partitions: Iterable[int], at_ms: int) -> dict[int, int]:
+        """Return for each partition its first record of a time in Unix ms or later; its end where there is none.
+
+        Kafka's timestamps are those of the writers' clocks, so it is the first of a minute earlier.
+        """
+        times = dict.fromkeys(partitions, max(0, at_ms - FIND_WITHIN_MS))
+        found = await self._run(lambda consumer, _: self._offsets(consumer, topic, times))
+        ends = await self.ends(topic, times)
+        return {partition: offset if offset >= 0 else ends[partition] for partition, offset in found.items()}
+
+    async def topic_id(self, topic: str) -> str:
+        """Return Kafka's id of a topic, which another one of the same name would not have."""
+        return await self._run(lambda *_: self._topic_id(topic))
 
     async def warm(self) -> None:
         """Open a consumer and its connection before somebody waits for it."""

@@ -3,11 +3,21 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
+from adapters.elastic import open_elastic
+from adapters.history import History, open_history
 from adapters.log_reader import LogReader, open_log_reader
+from adapters.metric_store import MetricStore
 from adapters.model_group import ModelGroup, open_model_group
+from adapters.postgres import Postgres, open_postgres
+from adapters.search_index import SearchIndex
 from adapters.token_log import TokenLog, open_token_log
+from adapters.turn_store import TurnStore
 from config.settings import Settings
+
+# Read ahead a few batches and not 64 MB of them, librdkafka's default.
+SMALL_BUFFERS: Final = {"queued.max.messages.kbytes": 8 << 10, "fetch.max.bytes": 8 << 20, "fetch.queue.backoff.ms": 10}
 
 OnBadFrame = Callable[[int, int, bytes, str], None]
 
@@ -19,6 +29,12 @@ class Services:
     token_log: TokenLog
     log_reader: LogReader
     model: ModelGroup
+    archive_reader: LogReader
+    postgres: Postgres
+    turn_store: TurnStore
+    search_index: SearchIndex
+    metric_store: MetricStore
+    history: History
 
 
 @asynccontextmanager
@@ -37,4 +53,21 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
             )
         )
         model = await stack.enter_async_context(open_model_group(settings))
-        yield Services(token_log=token_log, log_reader=log_reader, model=model)
+        # Of its own, with a thread for each sink: no reader of an answer waits for a batch, and no sink for another.
+        archive_reader = await stack.enter_async_context(
+            open_log_reader(settings.kafka_bootstrap_servers, threads=3, kafka=SMALL_BUFFERS)
+        )
+        postgres = await stack.enter_async_context(open_postgres(settings))
+        history = await stack.enter_async_context(open_history(settings))
+        elastic = await stack.enter_async_context(open_elastic(settings))
+        yield Services(
+            token_log=token_log,
+            log_reader=log_reader,
+            model=model,
+            archive_reader=archive_reader,
+            postgres=postgres,
+            turn_store=TurnStore(postgres),
+            search_index=SearchIndex(elastic, settings.index_prefix),
+            metric_store=MetricStore(postgres),
+            history=history,
+        )

@@ -202,6 +202,83 @@ peer_evictions = _counter(
     " killed, frozen or cut off; if they live on, HEADRACE_PEER_SECONDS is too short for them.",
 )
 
+# -- windows
+window_turns = _counter(
+    "headrace_window_turns_total",
+    "How do turns come to the metrics windows? late: after its shortest window had closed, which is published again;"
+    " many of them ask for a longer HEADRACE_METRICS_GRACE_SECONDS. too_late: set aside on the dead letters. repeated:"
+    " published twice, after a crash, and counted once.",
+    arrival="in_time, late, too_late, repeated",
+)
+window_overdue = _gauge(
+    "headrace_window_overdue_seconds",
+    "How long ago did the oldest metrics window end that is still open on this worker? Below 0 none has ended. More"
+    " than HEADRACE_METRICS_GRACE_SECONDS and a few: a partition lags, or Kafka takes no parts.",
+)
+parts_published = _counter(
+    "headrace_parts_published_total",
+    "How many parts of metrics windows has this worker published? first: a window's first; correction: it was reopened"
+    " by a late turn; none: only that time has passed.",
+    kind="first, correction, none",
+)
+
+windows_waiting = _gauge(
+    "headrace_windows_waiting",
+    "How many metrics windows have parts and are not final yet? They wait for a partition that has not closed them;"
+    " after 5 s their rows are published as not final.",
+    size="in seconds: 10, 60, 300",
+)
+metric_rows = _counter(
+    "headrace_metric_rows_total",
+    "How many rows has this worker published to the metrics topics?",
+    metric="turns, tokens, quality",
+    final="true, false",
+)
+tabulated_rows = _counter(
+    "headrace_tabulated_rows_total",
+    "How many rows of the one-minute metrics topics has this worker given to Postgres?",
+)
+tabulate_up = _gauge(
+    "headrace_tabulate_up",
+    "Does Postgres take the one-minute metrics? 0: it does not, and the log says why; they wait in Kafka.",
+)
+
+# -- the archive
+archive_up = _gauge(
+    "headrace_archive_up",
+    "Does the sink take what it is given? 0: it does not, and the log says why; turns wait in Kafka, answers go on.",
+    sink="postgres, elasticsearch",
+)
+archive_left = _gauge(
+    "headrace_archive_left_records",
+    "How many finished turns of this worker's partitions does the sink not have yet? It rises within a window; over"
+    " several it means that the sink is away or too slow.",
+    sink="postgres, elasticsearch",
+)
+archive_behind = _gauge(
+    "headrace_archive_behind_seconds",
+    "For how long has the sink lacked something? More than two or three windows is an outage: mend it within"
+    " HEADRACE_TURNS_DAYS, after which Kafka deletes what waits.",
+    sink="postgres, elasticsearch",
+)
+archived_turns = _counter(
+    "headrace_archived_turns_total",
+    "How many finished turns has this worker written?",
+    sink="postgres, elasticsearch",
+)
+archive_batch = _histogram(
+    "headrace_archive_batch_seconds",
+    "How long does a sink take for a batch?",
+    _FELT,
+    sink="postgres, elasticsearch",
+)
+archive_expired = _counter(
+    "headrace_archive_expired_records_total",
+    "How many records did Kafka delete before the sink had them? Anything but 0 is a loss: only the answers that are"
+    " in the conversations are left of them.",
+    sink="postgres, elasticsearch",
+)
+
 # -- HTTP
 http_requests = _counter(
     "headrace_http_requests_total",

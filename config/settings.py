@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Literal, NoReturn, Self
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -44,7 +46,8 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         SecretStr("postgresql://127.0.0.1:5432/headrace"),
         validation_alias=_plain("DATABASE_URL"),
-        description="The Postgres database for finished turns, as a URL that psycopg understands.",
+        description="The Postgres database for finished turns, as a URL that psycopg understands. While nobody answers"
+        " there, a worker starts and answers all the same, and what it has to write waits in Kafka.",
     )
     openai_base_url: str = Field(
         "http://127.0.0.1:8080/v1",
@@ -230,6 +233,49 @@ class Settings(BaseSettings):
         " Clients must then reach each worker at its own `--web-host`, and send their key there too.",
     )
 
+    # -- the archive
+    window_seconds: Annotated[float, Field(ge=1, le=120)] = Field(
+        60.0,
+        description="How long finished turns gather before they are written to Postgres and Elasticsearch. Longer means"
+        " fewer, larger batches and a longer wait until SQL and search find a turn; none is lost by it, since they"
+        " wait in Kafka.",
+    )
+    window_turns: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        5000,
+        description="A window closes early when so many turns wait. It is also the largest batch, which a worker holds"
+        " in memory while it is written.",
+    )
+    window_bytes: Positive = Field(
+        8 << 20,
+        description="The same as a size. A batch takes about five times of it in memory, for each of the two sinks.",
+    )
+
+    index_prefix: str = Field(
+        "headrace-",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$",
+        description="Goes before the name of every index, for several installations on one Elasticsearch.",
+    )
+
+    # -- metrics topics
+    metrics_grace_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
+        5.0,
+        description="How long a metrics window stays open after its end, for turns that are on their way. What comes"
+        " later is a correction: the window is published again with a higher revision.",
+    )
+    metrics_correct_seconds: Annotated[float, Field(ge=300, le=604_800)] = Field(
+        3600.0,
+        description="How long a metrics window can be corrected. A turn that is later than that goes to the dead"
+        " letters. Longer keeps more rows on the workers' disks, one a turn.",
+    )
+    input_price: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.0,
+        description="What a million model tokens of prompts cost, for the cost in the metrics topics; in a currency of"
+        " your choice and with three decimals at most. It holds for what is measured from then on.",
+    )
+    output_price: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.0, description="The same for model tokens of answers."
+    )
+
     # -- what an operator reads
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="`json`: one ECS object a line. `text`: for people. `auto`: text on a terminal."
@@ -262,6 +308,10 @@ class Settings(BaseSettings):
     def _postgres(cls, value: SecretStr) -> SecretStr:
         if not re.match(r"postgres(ql)?://", value.get_secret_value()):
             raise ValueError("must be a URL that begins with postgresql://")
+        try:
+            conninfo_to_dict(value.get_secret_value())
+        except ProgrammingError:  # which quotes what it does not understand, perhaps a password
+            raise ValueError("must be a URL as libpq reads it: postgresql://user@host:5432/database") from None
         return value
 
     @field_validator("api_keys")

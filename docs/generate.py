@@ -1,20 +1,23 @@
-"""Writes the reference pages that say what the code says: settings.md and metrics.md.
+"""Writes the reference pages that say what the code says: settings.md, metrics.md and metrics.v1.schema.json.
 
 python -m docs.generate            writes them
 python -m docs.generate --check    tells which are stale, and exits with 1 if any is
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
+import msgspec
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from config import metrics
 from config.settings import Settings, variable
+from tables.metric_rows import METRIC_TYPES, MetricRow
 
 HERE: Final = Path(__file__).parent
 NOTE: Final = "<!-- Written by `make docs` from {source}. Edit that. -->"
@@ -102,7 +105,26 @@ def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-PAGES: Final[Mapping[str, Callable[[], str]]] = {"settings.md": settings_page, "metrics.md": metrics_page}
+def metrics_schema() -> str:
+    """Return docs/metrics.v1.schema.json: what the metrics topics carry, as JSON Schema."""
+    kinds = [MetricRow[kind] for kind in METRIC_TYPES.values()]  # type: ignore[valid-type]  # it is one when it runs
+    rows, definitions = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    topics = zip(METRIC_TYPES, rows, strict=True)
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Rows of the metrics topics",
+        "description": "Written by `make docs` from tables/metric_rows.py. Edit that.",
+        "oneOf": [{"title": f"chat.metrics.{name}.{{10s,1m,5m}}.v1", **row} for name, row in topics],
+        "$defs": definitions,
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "metrics.v1.schema.json": metrics_schema,
+}
 
 
 def stale(folder: Path = HERE) -> list[str]:

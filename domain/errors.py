@@ -5,14 +5,20 @@ ChatError
 │   ├── ModelBusy         429, 5xx, refused, time-out, broken or stalled stream
 │   ├── LogUnavailable    Kafka did not take or return a record in time
 │   ├── StoreUnavailable  this worker's disk does not take or return a row
+│   ├── SinkUnavailable   Postgres or Elasticsearch does not take or return what it keeps
+│   ├── Overtaken         somebody else has written what a sink was to be given
 │   └── NotOwner          another worker owns the conversation's partition, or a rebalance is going on
 └── Rejected              it never will work: dead-letter it and tell the user why
     ├── BadRecord         a record on a topic that cannot be decoded
     ├── BadRequest        the model server refuses this request, whoever sends it again
     │   └── KeyRefused    it refuses this worker's key; another server may take it
+    ├── SinkRefused       a sink will never take these records
+    ├── TooLate           the windows that a turn belongs to cannot be corrected any more
     ├── Expired           the log was asked for what it has deleted already
     └── TurnFailed        the turn cannot be finished within its attempts or its time
 """
+
+from collections.abc import Mapping
 
 
 class ChatError(Exception):
@@ -49,6 +55,18 @@ class StoreUnavailable(Retriable):
     code = "store_unavailable"
 
 
+class SinkUnavailable(Retriable):
+    """Postgres or Elasticsearch does not take or return what it keeps."""
+
+    code = "sink_unavailable"
+
+
+class Overtaken(Retriable):
+    """A sink's progress is not where a batch begins: another worker wrote it, or we did before a crash."""
+
+    code = "overtaken"
+
+
 class NotOwner(Retriable):
     """This worker does not hold the conversation's partition now."""
 
@@ -77,6 +95,22 @@ class KeyRefused(BadRequest):
     """The model server does not accept this worker's key."""
 
     code = "model_key_refused"
+
+
+class SinkRefused(Rejected):
+    """A sink will never take some records of a batch, whose ``reasons`` stand by offset. None of it was written."""
+
+    code = "sink_refused"
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(next(iter(reasons.values()), ""))
+        self.reasons = reasons
+
+
+class TooLate(Rejected):
+    """A turn came so late that what its windows had is deleted."""
+
+    code = "too_late"
 
 
 class Expired(Rejected):

@@ -43,9 +43,16 @@ log = structlog.get_logger(__name__)
 MODULES: Final = (
     "tables.conversations",
     "tables.replays",
+    "tables.parts",
+    "tables.windows",
     "agents.answer",
+    "agents.archive",
     "agents.control",
+    "agents.measure",
+    "agents.merge",
     "agents.remember",
+    "agents.tabulate",
+    "streams.commands",
     "web.routes",
 )
 
@@ -98,11 +105,11 @@ class ChatApp(faust.App):
         """Return the number of the current assignment."""
         return self.consumer_generation_id
 
-    def delivers_from(self, partition: int) -> int:
-        """Return the offset where this assignment's delivery of questions began, -1 while that is not known."""
+    def delivers_from(self, partition: int, topic: str = "") -> int:
+        """Return the offset where this assignment's delivery of a topic, or questions, began, -1 while not known."""
         if self.rebalancing:
             return UNKNOWN
-        return self._delivery.delivers_from.get(TP(self.topics_of.questions.name, partition), UNKNOWN)
+        return self._delivery.delivers_from.get(TP(topic or self.topics_of.questions.name, partition), UNKNOWN)
 
     def hold_back(self) -> None:
         """Fetch no more questions. What was fetched still comes: to pause a partition in Faust would drop it."""
@@ -141,12 +148,16 @@ class ChatApp(faust.App):
             internal=False,
         )
 
-    async def publish(self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None) -> int:
-        """Write a record to the partition of its conversation; return its offset once Kafka has acknowledged it.
+    async def publish(
+        self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None, partition: int | None = None
+    ) -> int:
+        """Write a record; return its offset once Kafka has acknowledged it.
 
-        ``at_ms`` is the record's timestamp in Unix ms, now by default. Raises `LogUnavailable`.
+        ``at_ms`` is the record's timestamp in Unix ms, now by default; ``partition`` by default that of the
+        conversation that is its key. Raises `LogUnavailable`.
         """
-        partition = partition_of(key, spec.partitions)
+        if partition is None:
+            partition = partition_of(key, spec.partitions)
         # Faust takes seconds and truncates them to ms again; half a millisecond keeps the number whole.
         timestamp = None if at_ms is None else (at_ms + 0.5) / 1000
         try:

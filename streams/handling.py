@@ -81,7 +81,7 @@ async def _handled(app: App, event: Event, kind: type[W], handle: Callable[[W, i
             await handle(decode(event.value, kind), message.partition)
             return True
         except Rejected as error:
-            return await _set_aside(app, event, error)
+            return await set_aside(app, event, error)
         except Exception as error:
             if may_pass(error):
                 log.warning(
@@ -91,12 +91,13 @@ async def _handled(app: App, event: Event, kind: type[W], handle: Callable[[W, i
                 unforeseen += 1
                 log.exception("record met an unforeseen error", topic=message.topic, offset=message.offset)
             if unforeseen >= MAX_ATTEMPTS:
-                return await _set_aside(app, event, error)
+                return await set_aside(app, event, error)
         await asyncio.sleep(pause(attempt, first=0.1))
     return False
 
 
-async def _set_aside(app: App, event: Event, error: Exception) -> bool:
+async def set_aside(app: App, event: Event, error: Exception) -> bool:
+    """Write an event's dead letter. Return False if it belongs to an older assignment, and so is delivered again."""
     message, attempt = event.message, 0
     while message.generation_id == app.generation:
         attempt += 1

@@ -4,26 +4,35 @@ All topics of a conversation have the same partition count and are keyed by conv
 worker owns everything of a conversation (Faust assigns topics of equal partition count together).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from aiokafka.partitioner import murmur2
 
 from config.settings import Settings
+from domain.windows import SIZES_MS
 
 HOUR: Final = 3_600.0
 DAY: Final = 24 * HOUR
 
+METRICS: Final = ("turns", "tokens", "quality")
+WINDOWS: Final = dict(zip(SIZES_MS, ("10s", "1m", "5m"), strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic as it is created. ``retention`` in seconds; of a compacted topic, that of its deletions."""
+    """A topic as it is created. ``retention`` in seconds; of a compacted topic, that of its deletions.
+
+    ``expires``: a compacted topic that also forgets its latest records after the retention.
+    """
 
     name: str
     partitions: int
     replication: int
     retention: float
     compacted: bool = False
+    expires: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,8 @@ class Topics:
     controls: TopicSpec
     tokens: TopicSpec
     turns: TopicSpec
+    parts: TopicSpec
+    metrics: Mapping[tuple[str, int], TopicSpec]  # by metric and size of the window
     dead_letters: TopicSpec
     workers: TopicSpec
 
@@ -44,11 +55,18 @@ class Topics:
         def topic(name: str, days: int) -> TopicSpec:
             return TopicSpec(settings.topic_prefix + name, settings.partitions, settings.replication, days * DAY)
 
+        def metric(name: str, size: int) -> TopicSpec:
+            # In one partition, so that whoever reads it has the rows in the order in which they came out.
+            name = f"{settings.topic_prefix}chat.metrics.{name}.{WINDOWS[size]}.v1"
+            return TopicSpec(name, 1, settings.replication, settings.turns_days * DAY, compacted=True, expires=True)
+
         return cls(
             questions=topic("chat.questions.v1", settings.questions_days),
             controls=topic("chat.controls.v1", settings.questions_days),
             tokens=topic("chat.tokens.v1", settings.tokens_days),
             turns=topic("chat.turns.v1", settings.turns_days),
+            parts=topic("chat.metrics.parts.v1", settings.questions_days),
+            metrics={(name, size): metric(name, size) for name in METRICS for size in SIZES_MS},
             dead_letters=topic("chat.dead-letters.v1", settings.turns_days),
             # Beats, which everyone writes and reads, so they are in one partition. Nobody reads an old one.
             workers=TopicSpec(settings.topic_prefix + "chat.workers.v1", 1, settings.replication, HOUR),
@@ -56,7 +74,8 @@ class Topics:
 
     def all(self) -> list[TopicSpec]:
         """Return all topics but the changelogs of tables."""
-        return [self.questions, self.controls, self.tokens, self.turns, self.dead_letters, self.workers]
+        of_conversations = [self.questions, self.controls, self.tokens, self.turns, self.dead_letters]
+        return [*of_conversations, self.parts, *self.metrics.values(), self.workers]
 
 
 def changelog(name: str, settings: Settings) -> TopicSpec:
@@ -67,3 +86,8 @@ def changelog(name: str, settings: Settings) -> TopicSpec:
 def partition_of(conversation_id: str, partitions: int) -> int:
     """Return the partition of a conversation: Kafka's default partitioner, murmur2 of the key."""
     return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % partitions
+
+
+def merged_in(size: int, partitions: int) -> int:
+    """Return the partition that the parts of all windows of a size are in, so that one worker merges them."""
+    return SIZES_MS.index(size) % partitions

@@ -22,6 +22,7 @@ from streams.records import Control, Question, Turn
 from tables.row_table import acknowledged, row_table
 
 SEPARATOR = "\x1f"  # sorts below every character of a tenant, a user or an id
+LEFT = 100  # ids, in 4 kB; the archive has a turn minutes after it left, unless Postgres is away for long
 
 
 class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +43,7 @@ class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """One conversation. ``erased`` ones keep no content, only that they are gone.
 
+    ``left``: the latest turns that had to leave the row; those before them, and soon they too, are in the archive.
     ``fingerprint``: of the request that began it, where that had an Idempotency-Key.
     """
 
@@ -53,18 +55,20 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: int
     metadata: dict[str, Any] = {}
     turns: list[KeptTurn] = []
+    left: list[str] = []
     erased: bool = False
     fingerprint: str = ""
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation in its user's list."""
+    """A conversation in its user's list. That one is ``erased`` stays there too: the archive may not know yet."""
 
     conversation_id: str
     title: str
     created_at: int
     updated_at: int
     metadata: dict[str, Any] = {}
+    erased: bool = False
 
 
 _conversations = row_table("conversations", check=msgspec.json.Decoder(Conversation).decode)
@@ -117,7 +121,7 @@ def parent_of(question: Question) -> str:
 
 
 def of_user(tenant: str, user: str) -> list[Listed]:
-    """Return a user's conversations in this worker's partitions, in no order."""
+    """Return a user's conversations in this worker's partitions, in no order, and what is left of erased ones."""
     prefix = SEPARATOR.join((tenant, user, ""))
     return [msgspec.json.decode(row, type=Listed) for _, row in _listing.rows(prefix)]
 
@@ -187,15 +191,20 @@ async def close(turn: Turn) -> None:
         title="",
         created_at=turn.asked_at,
         updated_at=turn.asked_at,
+        # Nobody began it, so it may be older than this table: whoever reads it looks for turns before this one.
+        left=[turn.turn_id],
     )
     if found.erased:
         return
     if all(kept.turn_id != turn.turn_id for kept in found.turns):
+        turns = [*found.turns, _keep(turn)]
+        kept = _kept(turns)
         found = msgspec.structs.replace(
             found,
             title=found.title or title_from(turn.input),
             updated_at=max(found.updated_at, turn.ended_at),
-            turns=_kept([*found.turns, _keep(turn)]),
+            turns=kept,
+            left=[*found.left, *(each.turn_id for each in turns[: -len(kept)])][-LEFT:],
         )
     # Also where the turn is there: after a crash, or a changelog that did not answer, it may be on this disk alone.
     await _write(found)
@@ -230,11 +239,12 @@ async def _write(conversation: Conversation) -> None:
         created_at=conversation.created_at,
         updated_at=conversation.updated_at,
         metadata=conversation.metadata,
+        erased=conversation.erased,
     )
     listed_under = SEPARATOR.join((conversation.tenant, conversation.user, conversation.conversation_id))
     await acknowledged(
         _conversations.put(partition, conversation.conversation_id, msgspec.json.encode(conversation)),
-        _listing.put(partition, listed_under, None if conversation.erased else msgspec.json.encode(entry)),
+        _listing.put(partition, listed_under, msgspec.json.encode(entry)),
     )
 
 

@@ -44,6 +44,10 @@ class RowTable(Table[bytes, bytes]):
             for found, value in self._own(partition).items(after=key.encode()):
                 yield found.decode(), value
 
+    def epoch(self, partition: int) -> int:
+        """Return under which epoch this worker writes; under another one the rows may be others. Raises `NotOwner`."""
+        return self._own(partition).own_epoch
+
     def put(self, partition: int, key: str, value: bytes | None) -> FutureMessage:
         """Write a row, or delete it; the result is done when the changelog has it.
 

@@ -43,7 +43,7 @@ def real_kafka(services: Services, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What keeps a test's topics and group apart from everyone else's on the same Kafka."""
+    """What keeps a test's topics, group and indices apart from everyone else's on the same services."""
 
     topic_prefix: str
     group: str
@@ -51,7 +51,11 @@ class Names:
     @property
     def environ(self) -> dict[str, str]:
         """The variables that tell a worker."""
-        return {"HEADRACE_TOPIC_PREFIX": self.topic_prefix, "HEADRACE_GROUP": self.group}
+        return {
+            "HEADRACE_TOPIC_PREFIX": self.topic_prefix,
+            "HEADRACE_GROUP": self.group,
+            "HEADRACE_INDEX_PREFIX": f"{self.group}-",
+        }
 
 
 @pytest.fixture

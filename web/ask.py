@@ -184,7 +184,7 @@ async def _drafted(request: web.Request, asked: Asked, replay: Replay) -> Questi
     # Before the turn is given its id: whatever its tokens are, they come later.
     tokens_from = await site.chat.services.token_log.end_offset(partition)
     question = Question(
-        turn_id=new_turn_id(site.now_ms(), partition, secrets.randbits(62)),
+        turn_id=_new_turn_id(site, partition),
         conversation_id=asked.conversation_id,
         tenant=identity.tenant,
         user=identity.user,
@@ -214,6 +214,12 @@ async def _publish(site: Site, question: Question) -> str:
     metrics.questions_accepted.inc()
     remember(site, question)
     return question.turn_id
+
+
+def _new_turn_id(site: Site, partition: int) -> str:
+    """Return an id that comes after those of all questions before: two may be asked within a millisecond."""
+    milliseconds, nanoseconds = divmod(site.now_ns(), 1_000_000)
+    return new_turn_id(milliseconds, partition, nanoseconds << 42 | secrets.randbits(42))
 
 
 def new_conversation_id(site: Site) -> str:

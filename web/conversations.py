@@ -1,4 +1,4 @@
-"""Conversations: begun and changed by controls in Kafka, read from the table of the worker that owns them."""
+"""Conversations: begun and changed by controls in Kafka, read from their owner's table and the archive."""
 
 import asyncio
 from typing import TYPE_CHECKING, Final
@@ -9,20 +9,21 @@ from yarl import URL
 
 from config import metrics
 from domain.errors import NotOwner, Retriable
+from domain.ids import place_of
 from streams.records import Control, Question
 from web.ask import new_conversation_id
 from web.auth import who
-from web.belonging import ARRIVAL_SECONDS, POLL_SECONDS, arrived, is_erased, own_row
+from web.belonging import ARRIVAL_SECONDS, POLL_SECONDS, arrived, is_erased, own_conversation
 from web.bodies import checked_metadata, give, raw, take
 from web.controls import control, publish
 from web.errors import ApiError, bad_input, not_found
+from web.history import Turns, conversations, turns
 from web.keys import Identity
 from web.owner import at_owner, call, is_forwarded, patiently, told_by_owner
 from web.progress import progress_of
 from web.replays import HEADER, Replay, replay_of
 from web.shapes import (
     ChangedConversation,
-    ConversationList,
     ConversationView,
     NewConversation,
     TurnInConversation,
@@ -30,10 +31,11 @@ from web.shapes import (
     rfc3339,
 )
 from web.site import SITE, Site
-from web.views import of_finished, of_log
+from web.views import of_finished, of_log, view
 
 if TYPE_CHECKING:
-    from tables.conversations import Conversation, Listed
+    from domain.history import StoredConversation
+    from tables.conversations import Conversation
 
 LIMIT: Final = 20
 MAX_LIMIT: Final = 100
@@ -93,7 +95,7 @@ async def change(request: web.Request) -> web.StreamResponse:
     metadata = None if new.metadata is None else checked_metadata(new.metadata)
 
     async def change_here() -> web.StreamResponse:
-        row = await own_row(site, identity, conversation_id)
+        row = await own_conversation(site, identity, conversation_id)
         if row is None:
             raise not_found("conversation", conversation_id)
         order = control(site, identity, "rename", conversation_id, title=new.title, metadata=metadata)
@@ -116,11 +118,11 @@ async def erase(request: web.Request) -> web.StreamResponse:
     site, identity, conversation_id = request.app[SITE], who(request), request.match_info["conversation_id"]
 
     async def erase_here() -> web.StreamResponse:
-        if await own_row(site, identity, conversation_id) is None:
+        if await own_conversation(site, identity, conversation_id) is None:
             raise not_found("conversation", conversation_id)
         order = control(site, identity, "erase", conversation_id)
         await publish(site, order)
-        site.erased.put(conversation_id, True)
+        site.erased.put(conversation_id, ((identity.tenant, identity.user), conversation_id))
         return web.Response(status=204)
 
     answer = await at_owner(request, conversation_id, erase_here)
@@ -148,24 +150,20 @@ async def _shown(site: Site, conversation_id: str, at: int) -> None:
 async def read(request: web.Request) -> web.StreamResponse:
     """Return a conversation with its turns, including those in work."""
     site, identity, conversation_id = request.app[SITE], who(request), request.match_info["conversation_id"]
+    limit, before = _limit(request, 0), _before(request)
 
     async def read_here() -> web.StreamResponse:
-        row = await own_row(site, identity, conversation_id)
+        row = await own_conversation(site, identity, conversation_id)
         if row is None:
             raise not_found("conversation", conversation_id)
         if request.query.get("turns") == "false":
             return give(view(row))
-        # Taken together, so that a turn that leaves the one for the other is neither missed nor shown twice.
-        asked = site.chat.runner.in_work(conversation_id)
-        row = site.conversations.read(conversation_id) or row
-        turns = [of_finished(TurnInConversation, turn, parent=turn.parent or None) for turn in row.turns]
-        known = {turn.turn_id for turn in turns}
-        working = [question for question in asked if question.turn_id not in known]
-        progress = await asyncio.gather(*(progress_of(site, question) for question in working))
-        for question, its_progress in zip(working, progress, strict=True):
-            parent = _parent(question, turns)
-            turns.append(of_log(TurnInConversation, question, its_progress, parent=parent))
-        return give(whole(row, turns))
+        near, left = await _near(site, conversation_id)
+        most = limit or (MAX_LIMIT if before else max(MAX_LIMIT, len(near)))
+        part = await turns(site, identity, conversation_id, near, left, before=before, limit=most)
+        if is_erased(site, conversation_id):  # meanwhile, which the archive cannot know
+            raise not_found("conversation", conversation_id)
+        return give(whole(site.conversations.read(conversation_id) or row, part))
 
     answer = await at_owner(request, conversation_id, read_here)
     if answer.status == 200:
@@ -173,26 +171,29 @@ async def read(request: web.Request) -> web.StreamResponse:
     return answer
 
 
-def view(row: "Conversation | Listed") -> ConversationView:
-    """Return a conversation as clients see it, without turns."""
-    return ConversationView(
-        id=row.conversation_id,
-        title=row.title,
-        created_at=rfc3339(row.created_at),
-        updated_at=rfc3339(row.updated_at),
-        metadata=row.metadata,
-    )
+async def _near(site: Site, conversation_id: str) -> tuple[list[TurnInConversation], list[str] | None]:
+    """Return the turns in the table and in work, and which left the table lately: None if it has no such row."""
+    # Taken together, so that a turn that leaves the one for the other is neither missed nor shown twice.
+    asked, row = site.chat.runner.in_work(conversation_id), site.conversations.read(conversation_id)
+    kept = row.turns if row else []
+    found = [of_finished(TurnInConversation, turn, parent=turn.parent or None) for turn in kept]
+    known = {turn.turn_id for turn in found}
+    working = [question for question in asked if question.turn_id not in known]
+    progress = await asyncio.gather(*(progress_of(site, question) for question in working))
+    for question, its_progress in zip(working, progress, strict=True):
+        found.append(of_log(TurnInConversation, question, its_progress, parent=_parent(question, found)))
+    return found, row.left if row else None
 
 
-def whole(row: "Conversation", turns: list[TurnInConversation]) -> WholeConversation:
-    """Return a conversation as clients see it, with turns."""
+def whole(row: "Conversation | StoredConversation", part: Turns) -> WholeConversation:
+    """Return a conversation as clients see it, with a part of its turns."""
     return WholeConversation(
         id=row.conversation_id,
         title=row.title,
         created_at=rfc3339(row.created_at),
         updated_at=rfc3339(row.updated_at),
         metadata=row.metadata,
-        turns=turns,
+        **part._asdict(),
     )
 
 
@@ -202,61 +203,68 @@ def _parent(question: Question, before: list[TurnInConversation]) -> str | None:
     return next((other.parent for other in before if other.turn_id == question.beside), latest)
 
 
+def _before(request: web.Request) -> str | None:
+    turn_id = request.query.get("before")
+    if turn_id is not None and place_of(turn_id) is None:
+        raise bad_input("before", "before must be the id of a turn.")
+    return turn_id
+
+
 # -- list
 
 
 async def list_all(request: web.Request) -> web.StreamResponse:
     """List one's conversations, the latest active first."""
+    site, identity = request.app[SITE], who(request)
     if is_forwarded(request):
-        return give(ConversationList(data=_in_table(request.app[SITE], who(request))))
-    limit, after = _limit(request), request.query.get("after", "")
+        return give(_in_table(site, identity))
+    limit, after = _limit(request, LIMIT), request.query.get("after", "")
 
     async def listed() -> web.StreamResponse:
-        return give(page(await _everyones(request), limit, after))
+        near = await _everyones(request)
+        return give(await conversations(site, identity, near.data, near.erased, after, limit))
 
     return await patiently(listed)
 
 
-def page(found: list[ConversationView], limit: int, after: str) -> ConversationList:
-    """Return the conversations that follow ``after``, as many as asked for."""
-    found = sorted(found, key=lambda one: (one.updated_at, one.id), reverse=True)
-    if after:
-        place = next((number for number, one in enumerate(found, 1) if one.id == after), None)
-        if place is None:
-            raise bad_input("after", "after must be the id of one of your conversations.")
-        found = found[place:]
-    return ConversationList(data=found[:limit], has_more=len(found) > limit)
+class Near(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's conversations in the tables of one worker, or of all, and the ids of erased ones."""
+
+    data: list[ConversationView]
+    erased: list[str] = []
 
 
-def _in_table(site: Site, identity: Identity) -> list[ConversationView]:
+def _in_table(site: Site, identity: Identity) -> Near:
     rows = site.conversations.of_user(identity.tenant, identity.user)
-    return [view(row) for row in rows if not site.erased.get(row.conversation_id)]
+    just_erased = (one for owner, one in site.erased.values() if owner == (identity.tenant, identity.user))
+    erased = {*just_erased, *(row.conversation_id for row in rows if row.erased)}
+    return Near(data=[view(row) for row in rows if row.conversation_id not in erased], erased=list(erased))
 
 
-def _just_begun(site: Site, identity: Identity) -> list[ConversationView]:
-    """Return what was begun here and may not be in its owner's table yet."""
-    return [begun for owner, begun in site.created.values() if owner == (identity.tenant, identity.user)]
-
-
-async def _everyones(request: web.Request) -> list[ConversationView]:
+async def _everyones(request: web.Request) -> Near:
     """Return what all workers know. One that does not answer makes it an error: a part would look like a loss."""
     site, identity = request.app[SITE], who(request)
     site.chat.owner_url(0)  # raises NotOwner while partitions move
     theirs = await asyncio.gather(*(_asked(request, worker) for worker in site.chat.workers()))
-    # What a table has counts more than what was begun: it may have a title by now.
-    known = [_just_begun(site, identity), _in_table(site, identity), *theirs]
-    return list({one.id: one for part in known for one in part}.values())
+    # What was begun here and may not be in its owner's table yet. What a table has counts more: it may have a title.
+    begun = [begun for owner, begun in site.created.values() if owner == (identity.tenant, identity.user)]
+    tables = [_in_table(site, identity), *theirs]
+    erased = {each for table in tables for each in table.erased}
+    known = {one.id: one for part in (begun, *(table.data for table in tables)) for one in part if one.id not in erased}
+    return Near(data=list(known.values()), erased=list(erased))
 
 
-async def _asked(request: web.Request, worker: URL) -> list[ConversationView]:
+async def _asked(request: web.Request, worker: URL) -> Near:
     status, _, body = await call(request, worker, "GET", request.path)
     if status != 200:
         raise Retriable(f"the worker at {worker} answered {status}")
-    return msgspec.json.decode(body, type=ConversationList).data
+    return msgspec.json.decode(body, type=Near)
 
 
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", str(LIMIT))
+def _limit(request: web.Request, usual: int) -> int:
+    text = request.query.get("limit")
+    if text is None:
+        return usual
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_LIMIT:
         raise bad_input("limit", f"limit must be a number from 1 to {MAX_LIMIT}.")
     return int(text)

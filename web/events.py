@@ -11,7 +11,6 @@ from domain.ids import place_of
 from domain.tokens import Token
 from domain.turns import End, Start
 from streams.records import Question, Turn
-from web.auth import who
 from web.errors import ApiError, bad_input
 from web.owner import elsewhere
 from web.progress import Progress, place_of_turn, progress_of
@@ -55,7 +54,7 @@ async def followed(request: web.Request, turn_id: str) -> tuple[Question, Progre
     Raises `ApiError`: 404, and 410 where Kafka has deleted the events.
     """
     site = request.app[SITE]
-    question = await own_question(site, who(request), turn_id)
+    question = await own_question(request, turn_id)
     if isinstance(question, Turn):
         raise events_expired(turn_id)
     progress = await progress_of(site, question)

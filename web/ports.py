@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from yarl import URL
 
 from config.settings import Settings
+from domain.history import Owner, StoredConversation, StoredTurn
 from domain.tokens import Token, TurnInLog
 from streams.records import Question, Wire
 from streams.topics import Topics, TopicSpec
@@ -86,6 +88,30 @@ class Model(Protocol):
         ...
 
 
+class History(Protocol):
+    """What the archive has of a user's past. Every method raises `SinkUnavailable`, within a second."""
+
+    async def conversations(
+        self, owner: Owner, *, before: tuple[datetime, str] | None = None, known: Iterable[str] = (), limit: int
+    ) -> list[StoredConversation]:
+        """Return those that stand before a place, the latest active first, without those that are known."""
+        ...
+
+    async def conversation(self, owner: Owner, conversation_id: str) -> StoredConversation | None:
+        """Return a conversation of this user's."""
+        ...
+
+    async def turns(
+        self, owner: Owner, conversation_id: str, *, before: str = "", known: Iterable[str] = (), limit: int
+    ) -> list[StoredTurn]:
+        """Return a conversation's turns that were asked before one, the latest first, without those that are known."""
+        ...
+
+    async def turn(self, owner: Owner, turn_id: str) -> StoredTurn | None:
+        """Return a turn of this user's."""
+        ...
+
+
 class Services(Protocol):
     """Whom the web layer talks to."""
 
@@ -102,6 +128,11 @@ class Services(Protocol):
     @property
     def model(self) -> Model:
         """Return the model server."""
+        ...
+
+    @property
+    def history(self) -> History:
+        """Return what the archive has."""
         ...
 
 
@@ -177,7 +208,7 @@ class Conversations(Protocol):
         ...
 
     def of_user(self, tenant: str, user: str) -> "list[Listed]":
-        """Return a user's conversations in this worker's partitions."""
+        """Return a user's conversations in this worker's partitions, and what is left of erased ones."""
         ...
 
 

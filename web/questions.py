@@ -1,14 +1,20 @@
-"""Finding a turn's question again: its id says where in Kafka it stands, hours later and on any worker."""
+"""Finding a turn's question again: its id says where in Kafka it stands, hours later and on any worker.
+
+What Kafka has deleted is in the archive.
+"""
 
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from domain.errors import BadRecord
+from domain.errors import BadRecord, SinkUnavailable
+from domain.history import Owner, StoredTurn
 from domain.ids import Place, place_of
+from domain.turns import NOT_ANSWERED
 from streams.records import Question, Turn, W, decode
 from web.auth import who
+from web.belonging import is_there
 from web.errors import not_found
 from web.keys import Identity
 from web.site import SITE, Site
@@ -21,18 +27,63 @@ async def question_of(request: web.Request) -> Question | Turn:
 
     Raises `ApiError` 404 if there is none, or it is another user's.
     """
-    return await own_question(request.app[SITE], who(request), request.match_info["turn_id"])
+    return await own_question(request, request.match_info["turn_id"])
 
 
-async def own_question(site: Site, identity: Identity, turn_id: str) -> Question | Turn:
+async def own_question(request: web.Request, turn_id: str) -> Question | Turn:
     """Return the question of a turn of this user's; see `question_of`."""
+    site = request.app[SITE]
     place = _place(site, turn_id)
     found: Question | Turn | None = None
     if place is not None:
         found = await find_question(site, turn_id, place) or await find_turn(site, turn_id, place)
-    if found is None or not owns(identity, found):
+        found = found or await _archived(request, turn_id, place)
+    if found is None or not owns(who(request), found):
         raise not_found("turn", turn_id)
     return found
+
+
+async def _archived(request: web.Request, turn_id: str, place: Place) -> Turn | None:
+    """Return a finished turn of this user's from the archive, unless its conversation was erased meanwhile.
+
+    Raises `SinkUnavailable`.
+    """
+    site, identity = request.app[SITE], who(request)
+    try:
+        stored = await site.chat.services.history.turn(Owner(identity.tenant, identity.user), turn_id)
+    except SinkUnavailable:
+        if site.now_ms() - place.milliseconds < site.chat.topics_of.questions.retention * 1000:
+            return None  # so young that Kafka would have it
+        raise
+    if stored is None:
+        return None
+    turn = _record(stored, identity)
+    return turn if turn.stateless or await is_there(request, turn.conversation_id) else None
+
+
+def _record(turn: StoredTurn, identity: Identity) -> Turn:
+    refused = turn.error is not None and turn.error.code in NOT_ANSWERED
+    return Turn(
+        turn_id=turn.turn_id,
+        conversation_id=turn.conversation_id,
+        tenant=identity.tenant,
+        user=identity.user,
+        input=turn.input,
+        answer=turn.answer,
+        model=turn.model,
+        outcome=turn.outcome,
+        finish=turn.finish,
+        usage=turn.usage,
+        timings=turn.timings,
+        claims=turn.claims,
+        error=turn.error,
+        asked_at=turn.asked_at,
+        ended_at=turn.ended_at,
+        parent=turn.parent,
+        prompt=turn.prompt,
+        stateless=not turn.in_conversation and not refused,
+        metadata=turn.metadata,
+    )
 
 
 def owns(identity: Identity, record: Question | Turn) -> bool:

@@ -66,7 +66,17 @@ LIMIT = Parameter(
     does="How many to return.",
     schema={"type": "integer", "minimum": 1, "maximum": conversations.MAX_LIMIT, "default": conversations.LIMIT},
 )
-AFTER = Parameter(name="after", does="Return those that follow this one.", schema={"type": "string"})
+AFTER = Parameter(
+    name="after",
+    does="Return those that follow: the `next` of a page, or the id of a conversation.",
+    schema={"type": "string"},
+)
+TURN_LIMIT = Parameter(
+    name="limit",
+    does="How many turns to return. Without it, the latest hundred, or more where they are at hand.",
+    schema={"type": "integer", "minimum": 1, "maximum": conversations.MAX_LIMIT},
+)
+BEFORE = Parameter(name="before", does="Return turns that were asked before this one.", schema={"type": "string"})
 TURNS = Parameter(
     name="turns", does="`false` leaves the turns out.", schema={"type": "string", "enum": ["true", "false"]}
 )
@@ -91,6 +101,9 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/conversations",
         handler=conversations.list_all,
         does="List your conversations, the latest active first.",
+        more="A conversation that becomes active while you read page by page moves to the front: read the first page"
+        " again to see it. Older conversations come from Postgres. While that does not answer, `older_unavailable` is"
+        " true and the list has what the workers hold.",
         gives=ConversationList,
         parameters=(LIMIT, AFTER),
     ),
@@ -99,9 +112,12 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/conversations/{conversation_id}",
         handler=conversations.read,
-        does="Read a conversation with its turns, also those in work.",
+        does="Read a conversation with its latest turns, also those in work.",
+        more="Turns are in the order asked. While `has_more` is true, the first turn's id as `before` gives those"
+        " that come before it. Older turns come from Postgres. While that does not answer, `older_unavailable` is"
+        " true where there may be some, and the latest turns are there all the same.",
         gives=WholeConversation,
-        parameters=(TURNS,),
+        parameters=(TURNS, TURN_LIMIT, BEFORE),
     ),
     Route(
         group="Conversations",

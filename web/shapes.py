@@ -136,16 +136,28 @@ class ConversationView(Struct, frozen=True, kw_only=True):
 
 
 class WholeConversation(ConversationView, frozen=True, kw_only=True):
-    """A conversation with the turns that are kept, oldest first, and those in work."""
+    """A conversation with its latest turns in the order asked, also those in work.
+
+    ``has_more``: there are turns before them: read on with ``?before=`` the first one's id. ``older_unavailable``:
+    whether there are cannot be told now, because the archive does not answer; ask again later.
+    """
 
     turns: list[TurnInConversation] = []
+    has_more: bool = False
+    older_unavailable: bool = False
 
 
 class ConversationList(Struct, frozen=True, kw_only=True):
-    """Conversations, the latest active first."""
+    """Conversations, the latest active first.
+
+    ``next``: what to give as ``after`` for those that follow. It keeps its place when a conversation moves, an id not.
+    ``older_unavailable``: older ones may be missing, because the archive does not answer now; ask again later.
+    """
 
     data: list[ConversationView]
     has_more: bool = False
+    next: str | None = None
+    older_unavailable: bool = False
     object: Literal["list"] = "list"
 
 

@@ -44,7 +44,7 @@ class Site:
         self.questions: Cache[Question] = Cache(QUESTIONS_BYTES, QUESTIONS_SECONDS, clock)
         self.accepting: set[str] = set()
         self.created: Cache[tuple[tuple[str, str], ConversationView]] = Cache(OWNERS, BEGUN_SECONDS, clock)
-        self.erased: Cache[bool] = Cache(ERASED, ERASED_SECONDS, clock)
+        self.erased: Cache[tuple[tuple[str, str], str]] = Cache(ERASED, ERASED_SECONDS, clock)
         self._http: ClientSession | None = None
 
     @property
@@ -64,9 +64,13 @@ class Site:
             await self._http.close()
             self._http = None
 
+    def now_ns(self) -> int:
+        """Return the Unix time in ns."""
+        return time.time_ns()
+
     def now_ms(self) -> int:
         """Return the Unix time in ms."""
-        return time.time_ns() // 1_000_000
+        return self.now_ns() // 1_000_000
 
 
 SITE: Final = web.AppKey("site", Site)

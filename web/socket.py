@@ -24,7 +24,7 @@ from yarl import URL
 
 from domain.tokens import Token
 from streams.records import Question
-from web.auth import check_origin, who
+from web.auth import check_origin
 from web.bodies import BODY, decoded
 from web.errors import ApiError, bad_input, error_object, told
 from web.events import event_of, followed
@@ -155,7 +155,7 @@ class Socket:
             else:
                 return
         if turn is not None:
-            question = await own_question(self._request.app[SITE], who(self._request), turn["turn_id"])
+            question = await own_question(self._request, turn["turn_id"])
             if isinstance(question, Question):  # else its events are gone, and it was asked under this key before
                 self._begin_to_follow(question, -1)
 

@@ -1,14 +1,15 @@
-"""A turn as clients see it, made in one place: from its question and the log, or from what is kept of it."""
+"""Turns and conversations as clients see them, each made in one place from whatever has them."""
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from domain.history import StoredConversation, StoredTurn
 from streams.records import Question, Turn
 from web.ask import HEADRACE
 from web.progress import Progress, place_of_turn
-from web.shapes import ShownTurn, rfc3339
+from web.shapes import ConversationView, ShownTurn, rfc3339
 
 if TYPE_CHECKING:
-    from tables.conversations import KeptTurn
+    from tables.conversations import Conversation, KeptTurn, Listed
 
 V = TypeVar("V", bound=ShownTurn)
 
@@ -33,7 +34,7 @@ def of_log(shape: type[V], question: Question, progress: Progress, **more: Any) 
     )
 
 
-def of_finished(shape: type[V], turn: "Turn | KeptTurn", **more: Any) -> V:
+def of_finished(shape: type[V], turn: "Turn | KeptTurn | StoredTurn", **more: Any) -> V:
     """Return a turn that has ended, without its events; ``more`` are the fields that only this shape has."""
     return shape(
         turn_id=turn.turn_id,
@@ -47,4 +48,15 @@ def of_finished(shape: type[V], turn: "Turn | KeptTurn", **more: Any) -> V:
         timings=turn.timings,
         error=turn.error,
         **more,
+    )
+
+
+def view(row: "Conversation | Listed | StoredConversation") -> ConversationView:
+    """Return a conversation, without its turns."""
+    return ConversationView(
+        id=row.conversation_id,
+        title=row.title,
+        created_at=rfc3339(row.created_at),
+        updated_at=rfc3339(row.updated_at),
+        metadata=row.metadata,
     )

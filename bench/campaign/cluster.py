@@ -124,8 +124,11 @@ class Brokers:
         await self._run("kill", name)
 
     async def start(self, name: str) -> None:
-        """Start it again, with what its disk has."""
-        await self._run("start", name)
+        """Start it again, with what its disk has; once more if it takes so long that the script gives up."""
+        try:
+            await self._run("start", name)
+        except RuntimeError:
+            await self._run("start", name)
         self.down.discard(name)
 
     async def wipe(self) -> None:

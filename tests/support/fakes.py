@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -15,8 +16,9 @@ from aiohttp import web
 from yarl import URL
 
 from config.settings import Settings
-from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner
+from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner, SinkUnavailable
 from domain.generation import Usage
+from domain.history import Owner, StoredConversation, StoredTurn
 from domain.ids import place_of
 from domain.tokens import Fold, Token, text_of
 from domain.turns import End, Failure, Outcome, Start
@@ -261,10 +263,66 @@ class FakeModel:
         return self.names
 
 
+class FakeHistory:
+    """What is in the archive, each with its owner; ``down`` makes it unreachable."""
+
+    def __init__(self) -> None:
+        self.kept_conversations: dict[str, tuple[Owner, StoredConversation]] = {}
+        self.kept_turns: dict[str, tuple[Owner, StoredTurn]] = {}
+        self.down = False
+        self.asked = 0
+
+    async def conversations(
+        self, owner: Owner, *, before: tuple[datetime, str] | None = None, known: Iterable[str] = (), limit: int
+    ) -> list[StoredConversation]:
+        self._ask()
+        at, last = before or (datetime.max.replace(tzinfo=UTC), "g")
+        places = [
+            (one.updated_at, one.conversation_id)
+            for whose, one in self.kept_conversations.values()
+            if whose == owner and one.conversation_id not in set(known)
+        ]
+        return [
+            self.kept_conversations[its_id][1]
+            for when, its_id in sorted(places, reverse=True)
+            if (datetime.fromtimestamp(when / 1000, UTC), its_id) < (at, last)
+        ][:limit]
+
+    async def conversation(self, owner: Owner, conversation_id: str) -> StoredConversation | None:
+        self._ask()
+        whose, found = self.kept_conversations.get(conversation_id, (None, None))
+        return found if whose == owner else None
+
+    async def turns(
+        self, owner: Owner, conversation_id: str, *, before: str = "", known: Iterable[str] = (), limit: int
+    ) -> list[StoredTurn]:
+        self._ask()
+        found = [
+            turn
+            for whose, turn in self.kept_turns.values()
+            if whose == owner
+            and (turn.conversation_id, turn.in_conversation) == (conversation_id, True)
+            and turn.turn_id < (before or "g")
+            and turn.turn_id not in set(known)
+        ]
+        return sorted(found, key=lambda turn: turn.turn_id, reverse=True)[:limit]
+
+    async def turn(self, owner: Owner, turn_id: str) -> StoredTurn | None:
+        self._ask()
+        whose, found = self.kept_turns.get(turn_id, (None, None))
+        return found if whose == owner else None
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.down:
+            raise SinkUnavailable("Postgres is not there")
+
+
 class FakeServices:
     """Whom the fake worker talks to."""
 
     def __init__(self, kafka: FakeKafka, model: FakeModel) -> None:
+        self.history = FakeHistory()
         self.token_log = FakeTokenLog(kafka)
         self.log_reader = FakeLogReader(kafka)
         self.model = model
@@ -398,6 +456,10 @@ class FakeConversations:
             )
             for row in self._worker.kafka.rows.values()
             if (row.tenant, row.user) == (tenant, user) and self._worker.owns(row.conversation_id)
+        ] + [
+            Listed(conversation_id=erased, title="", created_at=0, updated_at=0, erased=True)
+            for erased in self._worker.kafka.erased
+            if self._worker.owns(erased)
         ]
 
 

@@ -1,11 +1,20 @@
 """Writing to a topic, and reading what is in it, past all of our own code."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+
+def produce_all(bootstrap: str, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+    """Write records of these keys and values."""
+    producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
+    for key, value in records:
+        producer.produce(topic, value, key)
+    assert producer.flush(10) == 0
 
 
 def produce(bootstrap: str, topic: str, value: bytes, *, key: bytes, epoch: int | None = None) -> None:
@@ -24,18 +33,31 @@ async def epochs(bootstrap: str, topic: str) -> list[int]:
     return await asyncio.to_thread(_epochs, bootstrap, topic)
 
 
+async def everything(bootstrap: str, topic: str) -> list[bytes]:
+    """Return the values of all records that a topic has now, of all partitions."""
+    return [message.value() or b"" for message in await asyncio.to_thread(_messages, bootstrap, topic)]
+
+
 def _epochs(bootstrap: str, topic: str) -> list[int]:
+    found: list[int] = []
+    for message in _messages(bootstrap, topic):
+        headers: Any = message.headers() or ()
+        found.extend(int(value) for name, value in headers if name == "epoch")
+    return found
+
+
+def _messages(bootstrap: str, topic: str) -> list[Message]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": uuid4().hex, "enable.partition.eof": True})
     partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
     consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
-    found: list[int] = []
+    found: list[Message] = []
     ended: set[int | None] = set()
     try:
         while len(ended) < len(partitions):
             for message in consumer.consume(500, 1):
-                headers: Any = message.headers() or ()
-                found.extend(int(value) for name, value in headers if name == "epoch")
-                if message.error() is not None:
+                if message.error() is None:
+                    found.append(message)
+                else:
                     ended.add(message.partition())
         return found
     finally:

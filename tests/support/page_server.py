@@ -22,6 +22,8 @@ from aiohttp.typedefs import Handler
 from web import page
 
 FINAL = {"turn.completed", "turn.stopped", "turn.failed"}
+# What is there although the archive is down: so many conversations, and so many turns of each.
+RECENT = 5
 STATUS_OF = {"turn.completed": "completed", "turn.stopped": "stopped", "turn.failed": "failed"}
 
 
@@ -128,6 +130,7 @@ class PageServer:
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.connections: list[int] = []
         self.lagging = False
+        self.archive_down = False
         self.key = ""
         self.url = ""
         self.script: Sequence[str] | None = None
@@ -208,6 +211,14 @@ class PageServer:
             task.add_done_callback(self._tasks.discard)
         return turn
 
+    async def add_past(self, conversation_id: str, count: int) -> None:
+        """Keep so many answered questions, each following the one before."""
+        for number in range(1, count + 1):
+            turn = await self.add_turn(conversation_id, f"Question {number}?")
+            await turn.start()
+            await turn.say(f"Answer **{number}**.\n\n" + "- a line of it\n" * 6)
+            await turn.complete()
+
     async def _answer(self, turn: Turn, text: str) -> None:
         await asyncio.sleep(self.pace * 20)
         await turn.start()
@@ -279,9 +290,15 @@ class PageServer:
     async def _me(self, _: web.Request) -> web.Response:
         return web.json_response({"user": "dev", "tenant": "dev"})
 
-    async def _list(self, _: web.Request) -> web.Response:
-        data = [] if self.lagging else sorted(self.conversations.values(), key=lambda c: str(c["updated_at"]))
-        return web.json_response({"object": "list", "data": data[::-1], "has_more": False})
+    async def _list(self, request: web.Request) -> web.Response:
+        data = [] if self.lagging else sorted(self.conversations.values(), key=lambda c: str(c["updated_at"]))[::-1]
+        if self.archive_down:
+            data = data[:RECENT]
+        after, limit = request.query.get("after", ""), int(request.query["limit"])
+        found = [one for one in data if not after or str(one["updated_at"]) < after]
+        more = len(found) > limit
+        page = {"data": found[:limit], "has_more": more, "next": found[limit - 1]["updated_at"] if more else None}
+        return web.json_response({"object": "list", **page, "older_unavailable": self.archive_down})
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -292,7 +309,14 @@ class PageServer:
         if conversation is None or self.lagging:
             return self._refused(request, Refusal("", 404, message="there is no such conversation"))
         turns = [turn.shown() for turn in self.turns.values() if turn.conversation_id == conversation["id"]]
-        return web.json_response({**conversation, "turns": turns})
+        has_older = len(turns) > RECENT
+        if self.archive_down:
+            turns = turns[-RECENT:]
+        ids = [turn["turn_id"] for turn in turns]
+        before, limit = request.query.get("before", ""), int(request.query["limit"])
+        found = turns[: ids.index(before)] if before in ids else turns
+        part = {"turns": found[-limit:], "has_more": len(found) > limit}
+        return web.json_response({**conversation, **part, "older_unavailable": self.archive_down and has_older})
 
     async def _rename(self, request: web.Request) -> web.Response:
         conversation = self.conversations[request.match_info["id"]]

@@ -49,7 +49,7 @@ class FakeGroup:
         assert event.message.generation_id == self.generation
         self.acked.append(event.message.offset)
 
-    def delivers_from(self, partition: int) -> int:
+    def delivers_from(self, partition: int, topic: str = "") -> int:
         """Return where the delivery of a partition began."""
         return -1 if self.rebalancing else self.begins.get(partition, 0)
 

@@ -16,6 +16,9 @@ COUNTED_NOW = {
     "headrace_open_streams",
     "headrace_model_requests_open",
     "headrace_model_servers",
+    "headrace_archive_up",
+    "headrace_tabulate_up",
+    "headrace_windows_waiting",
 }
 # The one distribution that is not over time: its unit is tokens, and it stands before the `per`.
 COUNTED_PER = {"headrace_tokens_per_frame"}

@@ -81,6 +81,8 @@ def test_a_variable_is_named_after_its_field_unless_other_programs_use_it_too() 
         ("KAFKA_BOOTSTRAP_SERVERS", "", "host:port"),
         ("ELASTICSEARCH_URL", "localhost:9200", "http://"),
         ("DATABASE_URL", "mysql://db/chat", "postgresql://"),
+        ("DATABASE_URL", "postgresql://db/chat?colour=red", "as libpq reads it"),
+        ("HEADRACE_WINDOW_SECONDS", "600", "less than or equal to 120"),
         ("OPENAI_BASE_URL", "api.example.org/v1", "http://"),
         ("HEADRACE_AUTH", "none", "'required' or 'dev'"),
         ("HEADRACE_API_KEYS", "jo:short", "tenant/user:key"),
@@ -133,6 +135,7 @@ def test_settings_that_contradict_each_other_are_refused(monkeypatch: pytest.Mon
         ("HEADRACE_API_KEYS", "acme/jo:hunter2secret"),
         ("HEADRACE_API_KEYS", "hunter2secret"),
         ("DATABASE_URL", "mysql://jo:hunter2secret@db/chat"),
+        ("DATABASE_URL", "postgresql://jo:hunter2secret%zz@db/chat"),
     ],
 )
 def test_a_refusal_never_shows_a_secret(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

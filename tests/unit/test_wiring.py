@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from streams.app import MODULES, app, raise_open_files
+from streams.topics import METRICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,14 +21,22 @@ def test_the_app_consists_of_these_agents_tables_and_topics() -> None:
     for module in MODULES:
         import_module(module)
 
-    assert set(app.agents) == {"agents.answer.answer", "agents.control.control", "agents.remember.remember"}
-    assert set(app.tables) == {"conversations", "listing", "replays"}
+    assert set(app.agents) == {
+        "agents.answer.answer",
+        "agents.control.control",
+        "agents.measure.measure",
+        "agents.merge.merge",
+        "agents.remember.remember",
+    }
+    assert set(app.tables) == {"conversations", "listing", "parts", "replays", "windows"}
     assert [topic.name for topic in app.topics_of.all()] == [
         "chat.questions.v1",
         "chat.controls.v1",
         "chat.tokens.v1",
         "chat.turns.v1",
         "chat.dead-letters.v1",
+        "chat.metrics.parts.v1",
+        *(f"chat.metrics.{metric}.{window}.v1" for metric in METRICS for window in ("10s", "1m", "5m")),
         "chat.workers.v1",
     ]
 

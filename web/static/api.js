@@ -29,6 +29,8 @@ import { ApiError, isAbort, refusal } from "./errors.js";
  * @property {Record<string, number> | null} [usage]
  * @property {Record<string, number> | null} [timings]
  */
+/** @typedef {{data: ConversationInfo[], has_more: boolean, next?: string | null, older_unavailable?: boolean}} ConversationPage */
+/** @typedef {{turns: TurnInfo[], has_more?: boolean, older_unavailable?: boolean}} TurnPage */
 /** @typedef {{turn_id: string, conversation_id: string, status: string, events_url?: string}} Accepted */
 
 const KEY = "headrace.key";
@@ -67,21 +69,23 @@ export class Api {
   }
 
   /**
-   * @param {string} [after] the last conversation already here
-   * @returns {Promise<{data: ConversationInfo[], has_more: boolean}>}
+   * @param {{limit: number, after?: string}} part `after`: the `next` of the part before
+   * @returns {Promise<ConversationPage>}
    */
-  conversations(after) {
-    const query = new URLSearchParams({ limit: "100", ...(after && { after }) });
+  conversations({ limit, after }) {
+    const query = new URLSearchParams({ limit: String(limit), ...(after && { after }) });
     return this.#json("GET", `/v1/conversations?${query}`);
   }
 
   /**
    * @param {string} id
+   * @param {{limit: number, before?: string}} part `before`: the turn that the latest ones wanted come before
    * @param {AbortSignal} [signal]
-   * @returns {Promise<ConversationInfo & {turns: TurnInfo[]}>}
+   * @returns {Promise<ConversationInfo & TurnPage>}
    */
-  conversation(id, signal) {
-    return this.#json("GET", `/v1/conversations/${encodeURIComponent(id)}`, { signal });
+  conversation(id, { limit, before }, signal) {
+    const query = new URLSearchParams({ limit: String(limit), ...(before && { before }) });
+    return this.#json("GET", `/v1/conversations/${encodeURIComponent(id)}?${query}`, { signal });
   }
 
   /**

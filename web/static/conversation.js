@@ -15,14 +15,19 @@ import { apply, branch, fromInfo, inWork, newTurn, parentOf } from "./turns.js";
 
 /** @typedef {import("./turns.js").Turn} Turn */
 /** @typedef {import("./api.js").ConversationInfo} ConversationInfo */
+/** @typedef {"none" | "more" | "loading" | "unavailable" | "failed"} Older what is known of the turns before the first */
 /**
  * @typedef {object} Listeners
  * @property {() => void} changed turns came or went, or the state changed
+ * @property {(count: number) => void} olderCame so many turns came before the first on show
  * @property {(turn: Turn) => void} turnChanged
  * @property {(turn: Turn) => void} turnEnded the answer came to its end while it was followed
  * @property {(info: ConversationInfo) => void} created the server has the conversation now
  * @property {(error: unknown) => void} problem something that the user asked for did not work
  */
+
+/** Turns to read at once: a few screens. */
+const PART = 30;
 
 export class Conversation {
   title = "";
@@ -32,6 +37,8 @@ export class Conversation {
   state = "new";
   /** Why it could not be loaded. @type {unknown} */
   error = null;
+  /** @type {Older} */
+  older = "none";
   /** @type {Map<string, string>} */
   #chosen = new Map();
   #life = new AbortController();
@@ -71,9 +78,10 @@ export class Conversation {
     const { signal } = this.#life;
     this.#set("loading");
     try {
-      const info = await patiently(() => this.api.conversation(this.id, signal), signal);
+      const info = await patiently(() => this.api.conversation(this.id, { limit: PART }, signal), signal);
       this.title = info.title ?? "";
       this.turns = info.turns.map(fromInfo);
+      this.older = olderOf(info);
     } catch (error) {
       if (signal.aborted) return;
       // Just created, and not in the server's table yet: what was sent can be followed all the same.
@@ -84,6 +92,28 @@ export class Conversation {
     this.#set("ready");
     for (const turn of this.turns) if (turn.id && inWork(turn)) this.#follow(turn);
     for (const turn of unsent) this.#deliver(turn);
+  }
+
+  /** Read turns from before the first, until there are some to show or no more. */
+  async loadOlder() {
+    if (this.older === "none" || this.older === "loading") return;
+    this.#setOlder("loading");
+    const shown = this.path.length;
+    const { signal } = this.#life;
+    try {
+      let info;
+      do {
+        // The first that the server knows; what was sent from here and is on its way comes last.
+        const before = this.turns.find(({ id }) => id)?.id;
+        info = await patiently(() => this.api.conversation(this.id, { limit: PART, before }, signal), signal);
+        const known = new Set(this.turns.map(({ id }) => id));
+        this.turns = [...info.turns.filter(({ turn_id: id }) => !known.has(id)).map(fromInfo), ...this.turns];
+        // A part can be all of another branch.
+      } while (info.has_more && this.path.length <= shown);
+      this.#setOlder(olderOf(info), this.path.length - shown);
+    } catch {
+      if (!signal.aborted) this.#setOlder("failed");
+    }
   }
 
   /** @param {string} input */
@@ -280,6 +310,15 @@ export class Conversation {
   }
 
   /**
+   * @param {Older} older
+   * @param {number} [came] how many more are to be shown
+   */
+  #setOlder(older, came = 0) {
+    this.older = older;
+    if (!this.#life.signal.aborted) this.#listeners.olderCame(came);
+  }
+
+  /**
    * @param {"loading" | "ready" | "failed"} state
    * @param {unknown} [error]
    */
@@ -288,6 +327,15 @@ export class Conversation {
     this.error = error;
     if (!this.#life.signal.aborted) this.#listeners.changed();
   }
+}
+
+/**
+ * @param {import("./api.js").TurnPage} info
+ * @returns {Older}
+ */
+function olderOf({ has_more: hasMore, older_unavailable: unavailable }) {
+  if (hasMore) return "more";
+  return unavailable ? "unavailable" : "none";
 }
 
 /** crypto.randomUUID is missing on plain http away from localhost; getRandomValues is not. */

@@ -37,7 +37,7 @@ const thread = new Thread(
     show: (turn) => conversation.show(turn),
     takeBack: (turn) => (conversation.discard(turn), composer.fill(turn.input)),
   },
-  { reload: () => open(conversation.id), startNew: () => go("") },
+  { reload: () => open(conversation.id), startNew: () => go(""), loadOlder: () => conversation.loadOlder() },
 );
 const composer = new Composer({
   send: ask,
@@ -49,13 +49,19 @@ const sidebar = new Sidebar(api, {
   startNew: () => (go(""), composer.focus()),
   deleted: (id) => id === conversation.id && go(""),
 });
-const scroll = new FollowScroll(byId("scroller"), byId("content"), byId("jump"));
+const scroll = new FollowScroll(byId("scroller"), byId("content"), byId("jump"), () => {
+  if (conversation.older === "more") conversation.loadOlder();
+});
 let conversation = begin("");
 
 /** @param {string} id */
 function begin(id) {
   const opened = new Conversation(api, id, {
     changed: () => show(),
+    olderCame(count) {
+      scroll.hold(thread.first, show);
+      if (count) announce(count === 1 ? "One earlier question is shown." : `${count} earlier questions are shown.`);
+    },
     turnChanged: (turn) => (thread.update(turn), showComposer()),
     turnEnded(turn) {
       announce(ENDINGS[/** @type {keyof typeof ENDINGS} */ (turn.status)] ?? "");

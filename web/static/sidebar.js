@@ -9,13 +9,17 @@
 import { dayOf } from "./days.js";
 import { ApiError, explain } from "./errors.js";
 import { icon, iconButton } from "./icons.js";
-import { notice } from "./notices.js";
+import { announce, notice } from "./notices.js";
 import { patiently } from "./patience.js";
 
 /** @typedef {import("./api.js").ConversationInfo} ConversationInfo */
 
 /** @param {string} id */
 const byId = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+/** Conversations to read at once, and the most that the server gives. */
+const PART = 30;
+const MOST = 100;
 
 export class Sidebar {
   /** @type {Map<string, ConversationInfo>} as the server lists them */
@@ -31,7 +35,9 @@ export class Sidebar {
   /** @type {Map<string, () => void>} deletions that can still be undone: carries one out at once */
   #leaving = new Map();
   #current = "";
-  #hasMore = false;
+  /** What the part after those listed begins with; "" if there is none. */
+  #next = "";
+  #olderUnavailable = false;
   #loaded = false;
   #narrow = matchMedia("(max-width: 48rem)");
 
@@ -47,8 +53,9 @@ export class Sidebar {
     byId("menu").addEventListener("click", () => this.#toggle(true));
     byId("menu-close").addEventListener("click", () => this.#close());
     byId("backdrop").addEventListener("click", () => this.#close());
-    byId("list-more").addEventListener("click", () => this.refresh(true));
+    byId("list-more").addEventListener("click", () => this.#more());
     byId("list-again").addEventListener("click", () => this.refresh());
+    byId("list-older-again").addEventListener("click", () => this.refresh());
     this.panel.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !this.#narrow.matches) return;
       event.stopPropagation();
@@ -60,22 +67,63 @@ export class Sidebar {
     this.#toggle(false);
   }
 
-  /** Read the list again. @param {boolean} [more] the part after what is here, too */
-  async refresh(more = false) {
+  /** Read the list again, as far as it goes here. */
+  async refresh() {
     try {
-      const after = more ? [...this.#listed.keys()].at(-1) : undefined;
-      const { data, has_more: hasMore } = await patiently(() => this.api.conversations(after));
-      if (!more) this.#listed.clear();
-      for (const info of data) this.#take(info);
-      this.#hasMore = hasMore;
+      const limit = Math.min(Math.max(this.#listed.size, PART), MOST);
+      const page = await patiently(() => this.api.conversations({ limit }));
+      const beyond = this.#beyond(page);
+      this.#listed = new Map();
+      for (const info of [...page.data, ...beyond]) this.#take(info);
+      if (!beyond.length) this.#next = page.next ?? "";
+      this.#olderUnavailable = page.older_unavailable ?? false;
       this.#loaded = true;
       byId("list-problem").hidden = true;
     } catch (error) {
-      if (error instanceof ApiError && error.status === 401) return;
-      byId("list-problem").hidden = false;
-      byId("list-problem-text").textContent = `The list cannot be shown. ${explain(error).title}`;
+      this.#fail(error);
     }
     this.#render();
+  }
+
+  /** Read the part after what is here. */
+  async #more() {
+    const button = byId("list-more");
+    if (button.getAttribute("aria-busy") === "true") return;
+    button.setAttribute("aria-busy", "true");
+    button.textContent = "Loading…";
+    try {
+      const page = await patiently(() => this.api.conversations({ limit: PART, after: this.#next }));
+      for (const info of page.data) if (!this.#listed.has(info.id)) this.#take(info);
+      // Where what comes next cannot be told now, this is the place to ask again.
+      if (page.data.length || !page.older_unavailable) this.#next = page.next ?? "";
+      this.#olderUnavailable = page.older_unavailable ?? false;
+      byId("list-problem").hidden = true;
+      announce(`${page.data.length} earlier conversations are shown.`);
+    } catch (error) {
+      this.#fail(error);
+    }
+    button.setAttribute("aria-busy", "false");
+    button.textContent = "Show earlier ones";
+    this.#render();
+  }
+
+  /** @param {unknown} error */
+  #fail(error) {
+    if (error instanceof ApiError && error.status === 401) return;
+    byId("list-problem").hidden = false;
+    byId("list-problem-text").textContent = `The list cannot be shown. ${explain(error).title}`;
+  }
+
+  /**
+   * Those listed that stay although a page does not have them: it ends before them, or the server cannot read them now.
+   * @param {import("./api.js").ConversationPage} page
+   */
+  #beyond({ data, has_more: hasMore, older_unavailable: unavailable }) {
+    const last = data.at(-1);
+    const ids = new Set(data.map(({ id }) => id));
+    return [...this.#listed.values()].filter(
+      (info) => !ids.has(info.id) && (unavailable || (hasMore && last && info.updated_at < last.updated_at)),
+    );
   }
 
   /** @param {ConversationInfo} info */
@@ -128,7 +176,8 @@ export class Sidebar {
     const groups = byDay(this.#conversations);
     list.replaceChildren(...[...groups].map(([day, infos]) => this.#group(day, infos)));
     byId("list-empty").hidden = groups.size > 0 || !this.#loaded;
-    byId("list-more").hidden = !this.#hasMore;
+    byId("list-more").hidden = !this.#next;
+    byId("list-older").hidden = !this.#olderUnavailable || !byId("list-problem").hidden;
     if (focused) /** @type {HTMLElement | null} */ (list.querySelector(`[data-id="${CSS.escape(focused)}"] .title`))?.focus();
   }
 

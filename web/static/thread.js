@@ -12,6 +12,11 @@ import { TurnView } from "./turn_view.js";
 /** @param {string} id */
 const byId = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
+const OLDER_PROBLEMS = {
+  unavailable: "Older questions and answers cannot be shown right now.",
+  failed: "Older questions and answers could not be loaded.",
+};
+
 /** A conversation that is there sooner than this needs no word about it. */
 const QUIET_MS = 400;
 
@@ -22,14 +27,16 @@ export class Thread {
 
   /**
    * @param {import("./turn_view.js").Actions} actions
-   * @param {{reload: () => void, startNew: () => void}} ways out of a conversation that cannot be shown
+   * @param {{reload: () => void, startNew: () => void, loadOlder: () => void}} ways out of a conversation that cannot be
+   *   shown, and back to its beginning
    */
-  constructor(actions, { reload, startNew }) {
+  constructor(actions, { reload, startNew, loadOlder }) {
     this.actions = actions;
     this.list = byId("turns");
     this.template = /** @type {HTMLTemplateElement} */ (byId("turn-template"));
     byId("thread-again").addEventListener("click", reload);
     byId("thread-new").addEventListener("click", startNew);
+    for (const id of ["older-more", "older-again"]) byId(id).addEventListener("click", loadOlder);
   }
 
   /** @param {Conversation} conversation */
@@ -38,12 +45,18 @@ export class Thread {
     byId("welcome").hidden = conversation.state !== "new" && !(conversation.state === "ready" && !path.length);
     this.#showLoading(conversation.state === "loading" && !path.length);
     this.#showProblem(conversation);
+    this.#showOlder(conversation);
     this.#arrange(conversation, path);
   }
 
   /** @param {Turn} turn */
   update(turn) {
     this.#views.get(turn.key)?.update();
+  }
+
+  /** The first turn on show. @returns {HTMLElement | null} */
+  get first() {
+    return [...this.#views.values()][0]?.element ?? null;
   }
 
   /** Open the last question for editing, if it can be. */
@@ -70,6 +83,24 @@ export class Thread {
       if (this.list.children[index] !== view.element) this.list.insertBefore(view.element, this.list.children[index]);
       view.place({ beside, editable: idle && index === path.length - 1 });
     });
+  }
+
+  /** @param {Conversation} conversation */
+  #showOlder({ state, older }) {
+    const focused = byId("older").contains(document.activeElement);
+    const problem = OLDER_PROBLEMS[/** @type {keyof typeof OLDER_PROBLEMS} */ (older)] ?? "";
+    const more = /** @type {HTMLButtonElement} */ (byId("older-more"));
+    byId("older").hidden = state !== "ready" || older === "none";
+    more.hidden = problem !== "";
+    more.textContent = older === "loading" ? "Loading earlier questions…" : "Show earlier questions";
+    more.setAttribute("aria-busy", String(older === "loading"));
+    byId("older-problem").hidden = problem === "";
+    const words = /** @type {HTMLElement} */ (byId("older-problem").querySelector("span"));
+    if (words.textContent !== problem) words.textContent = problem;
+    // Whoever pressed a button that is gone stays where it was.
+    if (!focused || document.activeElement?.checkVisibility()) return;
+    if (byId("older").hidden) byId("scroller").focus({ preventScroll: true });
+    else byId(problem ? "older-again" : "older-more").focus({ preventScroll: true });
   }
 
   /** @param {boolean} loading */

@@ -137,9 +137,14 @@ export function branch(turns, chosen) {
     }
     return newest.get(turn.key);
   };
+  const ids = new Set(turns.map(({ id }) => id).filter(Boolean));
+  // Turns whose parents are not here have lost their beginning: older ones are loaded when they are wanted.
+  const roots = [...children].filter(([parent]) => !ids.has(parent));
+  const newestBelow = (/** @type {Turn[]} */ beside) => Math.max(...beside.map(latest));
+  roots.sort(([, a], [, b]) => newestBelow(b) - newestBelow(a));
   const path = [];
   const walked = new Set();
-  for (let parent = ""; children.has(parent) && !walked.has(parent); ) {
+  for (let parent = roots[0]?.[0] ?? ""; children.has(parent) && !walked.has(parent); ) {
     walked.add(parent);
     const beside = /** @type {Turn[]} */ (children.get(parent));
     const wanted = beside.find((turn) => turn.key === chosen.get(parent));
@@ -154,7 +159,7 @@ export function branch(turns, chosen) {
 /**
  * @param {Turn} turn
  * @param {Turn[]} turns
- * @returns {string} the parent's id; "" for a first turn, or one whose parent is no longer kept
+ * @returns {string} the parent's id, "" for a first turn
  */
 export function parentOf(turn, turns) {
   if (turn.parent === null) {
@@ -162,7 +167,7 @@ export function parentOf(turn, turns) {
     const beside = turn.of && turns.slice(0, at).find((other) => other.id === turn.of);
     return beside ? parentOf(beside, turns) : (turns[at - 1]?.id ?? "");
   }
-  return turns.some((other) => other.id === turn.parent) ? turn.parent : "";
+  return turn.parent;
 }
 
 /**

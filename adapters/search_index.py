@@ -1,0 +1,333 @@
+"""Finished turns in Elasticsearch: an index a month behind one alias, and with them how far they have got.
+
+The invariant: **a document of the progress index is an offset below which everything is written.** A turn's id is its
+document's, and its month that of its own end, so to write it twice changes nothing, whoever does and however late. So a
+batch is written first, and then moves the progress from its start to its stop, if nobody has moved it meanwhile
+(compare and set). Whoever finds it elsewhere was overtaken, and has done no harm.
+
+Elasticsearch has no transactions, so an erasure is a document of its own, written before what it erases is deleted. A
+batch asks for erasures before it is written, to leave them out, and afterwards, to take back what was erased meanwhile.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+from elasticsearch import ApiError, AsyncElasticsearch, BadRequestError, ConflictError
+
+from adapters.elastic import Elastic, reason_of
+from adapters.turn_store import TurnRow
+from domain.backoff import pause
+from domain.errors import Overtaken, SinkRefused, SinkUnavailable
+from domain.spans import Span
+
+# What proxies let through by default (nginx: 1 MiB), and what a connection takes without holding up the event loop.
+BULK_BYTES: Final = 1_000_000
+# Between two pauses in which tokens go out: 10 us a turn of usual length.
+ENCODED_AT_ONCE: Final = 50
+ATTEMPTS: Final = 5
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 2.0
+
+# Raised with every change of the mapping: an older worker leaves a newer one's template alone.
+VERSION: Final = 1
+# Above what an operator's own templates for all indices usually have.
+PRIORITY: Final = 300
+# A flattened field refuses a document that is nested more deeply than 20.
+METADATA_DEPTH: Final = 16
+
+REFUSED: Final = frozenset({400, 413})
+# These say 400 as well, of an index or the cluster: there are too many shards, or somebody has closed the index.
+NOT_OF_THE_DOCUMENT: Final = frozenset(
+    {"cluster_block_exception", "index_closed_exception", "invalid_index_name_exception", "validation_exception"}
+)
+
+_KEYWORD: Final = {"type": "keyword"}
+# Longer ones are kept and not found: Lucene takes 32,766 bytes and refuses the document otherwise.
+_LABEL: Final = {"type": "keyword", "ignore_above": 1024}
+_TEXT: Final = {"type": "text", "analyzer": "english"}
+_TYPES: Final[Mapping[Any, dict[str, Any]]] = {
+    UUID: _KEYWORD,
+    UUID | None: _KEYWORD,
+    datetime: {"type": "date"},
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    # One field, whatever is in it: nobody's metadata can clash with another's, or use up the fields of an index.
+    dict[str, Any]: {"type": "flattened", "ignore_above": 1024},
+}
+_TURN: Final = {name: _TYPES.get(kind, _LABEL) for name, kind in TurnRow.__annotations__.items()} | {
+    "tenant": _KEYWORD,
+    "user_id": _KEYWORD,
+    "input": _TEXT,
+    "answer": _TEXT,
+    "error_message": _TEXT,
+}
+_PROGRESS: Final = {"log": _KEYWORD, "partition": {"type": "integer"}, "next": {"type": "long"}}
+_ERASED: Final = {"conversation_id": _KEYWORD, "tenant": _KEYWORD, "user_id": _KEYWORD}
+_ON_ALL_NODES_BUT_ONE: Final = {"number_of_shards": 1, "auto_expand_replicas": "0-1"}
+
+
+class Erasure(NamedTuple):
+    """A conversation that is gone. Only its own user's turns are."""
+
+    tenant: str
+    user_id: str
+    conversation_id: UUID
+
+    @property
+    def key(self) -> str:
+        """Return the id of its document."""
+        return blake2b("\0".join(map(str, self)).encode(), digest_size=16).hexdigest()
+
+
+class SearchIndex:
+    """Writes what the archive brings. ``prefix`` begins the names of all indices. Methods raise `SinkUnavailable`."""
+
+    def __init__(self, elastic: Elastic, prefix: str) -> None:
+        self._elastic = elastic
+        self.turns = f"{prefix}turns"
+        self._months = f"{prefix}turns-*"
+        self._progress = f"{prefix}progress"
+        self._erased = f"{prefix}erased"
+
+    async def prepare(self) -> None:
+        """Make the indices that are missing, and the template of those of the months."""
+        async with self._elastic.client() as client:
+            found = await client.options(ignore_status=404).indices.get_index_template(name=self.turns)
+            known = [each["index_template"].get("version", 0) for each in found.body.get("index_templates", ())]
+            if max(known, default=0) < VERSION:
+                await client.indices.put_index_template(
+                    name=self.turns,
+                    index_patterns=[self._months],
+                    priority=PRIORITY,
+                    version=VERSION,
+                    template={
+                        # A number or a time that cannot be read is kept and not found, and costs no turn its place.
+                        "settings": {**_ON_ALL_NODES_BUT_ONE, "mapping.ignore_malformed": True},
+                        "mappings": {"dynamic": False, "properties": _TURN},
+                        "aliases": {self.turns: {}},
+                    },
+                )
+            await _create(client, self._progress, _PROGRESS)
+            await _create(client, self._erased, _ERASED)
+
+    # -- progress
+
+    async def progress(self, log: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the next offset of each partition."""
+        ids = {partition: f"{log}/{partition}" for partition in partitions}
+        found = await self._get(self._progress, ids.values()) if ids else {}
+        return {partition: int(found.get(key, {}).get("next", 0)) for partition, key in ids.items()}
+
+    async def rewind(self, log: str, offsets: Mapping[int, int]) -> None:
+        """Set the progress of these partitions, wherever it was."""
+        for partition, offset in offsets.items():
+            async with self._elastic.client() as client:
+                await client.index(index=self._progress, **_next(log, partition, offset))
+
+    async def _place(self, span: Span) -> dict[str, Any]:
+        """Return what the progress has to be still when it moves; raises `Overtaken` if it is not at the start now."""
+        async with self._elastic.client() as client:
+            found = await client.options(ignore_status=404).get(index=self._progress, id=f"{span.log}/{span.partition}")
+        if "error" in found.body:
+            raise SinkUnavailable(f"Elasticsearch has lost the index {self._progress}")
+        if (found["_source"]["next"] if found["found"] else 0) != span.start:
+            raise _overtaken(span)
+        if not found["found"]:
+            return {"op_type": "create"}
+        return {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
+
+    async def _advance(self, span: Span, place: Mapping[str, Any]) -> None:
+        """Move the progress over a span; raises `Overtaken`."""
+        async with self._elastic.client() as client:
+            try:
+                await client.index(index=self._progress, **_next(span.log, span.partition, span.stop), **place)
+                return
+            except ConflictError:
+                pass
+        raise _overtaken(span)
+
+    # -- turns
+
+    async def keep(self, span: Span, rows: Mapping[int, TurnRow], *, again: bool = False) -> None:
+        """Write the turns of a span, by offset; raises `Overtaken` and `SinkRefused`.
+
+        ``again``: the progress is neither compared nor moved.
+        """
+        place = None if again else await self._place(span)
+        if rows:
+            await self._write(rows)
+        if place is not None:
+            await self._advance(span, place)
+
+    async def _write(self, rows: Mapping[int, TurnRow]) -> None:
+        keys = {offset: Erasure(row.tenant, row.user_id, row.conversation_id).key for offset, row in rows.items()}
+        gone = await self._get(self._erased, {*keys.values()})
+        actions = {}
+        for number, (offset, row) in enumerate(rows.items(), 1):
+            if keys[offset] not in gone:
+                actions[offset] = self.action(row)
+            if number % ENCODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if refused := await self._bulk(actions):
+            raise SinkRefused(refused)
+        late = (await self._get(self._erased, {*keys.values()})).keys() - gone.keys()
+        await self._bulk({offset: self._delete(row) for offset, row in rows.items() if keys[offset] in late})
+
+    def action(self, row: TurnRow) -> bytes:
+        """Return the lines of a bulk request that write a turn."""
+        document = row._asdict() | {"metadata": shallow(row.metadata)}
+        return b'{"index":%b}\n%b\n' % (self._where(row), msgspec.json.encode(document))
+
+    def _delete(self, row: TurnRow) -> bytes:
+        return b'{"delete":%b}\n' % self._where(row)
+
+    def _where(self, row: TurnRow) -> bytes:
+        return b'{"_index":"%b-%b","_id":"%b"}' % (
+            self.turns.encode(), f"{row.ended_at:%Y.%m}".encode(), str(row.turn_id).encode(),
+        )  # fmt: skip
+
+    # -- erasures
+
+    async def erase(self, span: Span, erasures: Sequence[Erasure], *, again: bool = False) -> None:
+        """Delete the turns of conversations, and have no later one come back; raises `Overtaken`. See `keep`."""
+        place = None if again else await self._place(span)
+        if erasures:
+            await self._erase(erasures)
+        if place is not None:
+            await self._advance(span, place)
+
+    async def _erase(self, erasures: Sequence[Erasure]) -> None:
+        refused = await self._bulk(
+            {
+                number: b'{"index":{"_index":"%b","_id":"%b"}}\n%b\n'
+                % (self._erased.encode(), each.key.encode(), msgspec.json.encode(each._asdict()))
+                for number, each in enumerate(erasures)
+            }
+        )
+        if refused:
+            raise SinkUnavailable(f"Elasticsearch does not take an erasure: {next(iter(refused.values()))}")
+        async with self._elastic.client() as client:
+            # What was written a moment ago is not found yet.
+            await client.indices.refresh(index=self._months)
+        for tenant, user in {(each.tenant, each.user_id) for each in erasures}:
+            theirs = [str(each.conversation_id) for each in erasures if (each.tenant, each.user_id) == (tenant, user)]
+            await self._delete_all(tenant, user, theirs)
+
+    async def _delete_all(self, tenant: str, user: str, conversations: Sequence[str]) -> None:
+        wanted = [
+            {"terms": {"conversation_id": conversations}},
+            {"term": {"tenant": tenant}},
+            {"term": {"user_id": user}},
+        ]
+        async with self._elastic.client() as client:
+            # A document that is written again meanwhile is a conflict, and makes all of it be tried again.
+            await client.options(ignore_status=404).delete_by_query(
+                index=self._months, query={"bool": {"filter": wanted}}, refresh=True
+            )
+
+    # -- requests
+
+    async def _get(self, index: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return those documents of an index that are there, by id."""
+        async with self._elastic.client() as client:
+            found = await client.mget(
+                index=index, ids=list(ids), filter_path=["docs._id", "docs.found", "docs._source", "docs.error.type"]
+            )
+        if any("error" in each for each in found["docs"]):
+            raise SinkUnavailable(f"Elasticsearch has lost the index {index}")
+        return {each["_id"]: each["_source"] for each in found["docs"] if each["found"]}
+
+    async def _bulk(self, actions: Mapping[int, bytes]) -> dict[int, str]:
+        """Make requests of these lines; return for each that will never be taken why.
+
+        What cannot be taken now is tried again, and the rest of its request is not.
+        """
+        refused: dict[int, str] = {}
+        left, attempt = dict(actions), 0
+        while left:
+            failed: dict[int, str] = {}
+            for batch in _batches(left):
+                for number, (status, error) in zip(batch, await self._send([*batch.values()]), strict=True):
+                    if status in REFUSED and error.get("type") not in NOT_OF_THE_DOCUMENT:
+                        refused[number] = f"it can be no document: {reason_of(error)}"
+                    elif error:
+                        failed[number] = reason_of(error)
+            attempt += 1
+            if failed and attempt == ATTEMPTS:
+                first = next(iter(failed.values()))
+                raise SinkUnavailable(f"Elasticsearch does not take {len(failed)} of {len(actions)} documents: {first}")
+            if failed:
+                await asyncio.sleep(pause(attempt, first=FIRST_PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS))
+            left = {number: actions[number] for number in failed}
+        return refused
+
+    async def _send(self, lines: Sequence[bytes]) -> list[tuple[int, dict[str, Any]]]:
+        """Make one request; return the status of each action and its error, which is empty where there is none."""
+        async with self._elastic.client() as client:
+            try:
+                answer = await client.bulk(
+                    operations=b"".join(lines),  # type: ignore[arg-type]  # it also takes what is encoded already
+                    filter_path=["items.*.status", "items.*.error"],
+                )
+            except ApiError as error:
+                # A proxy or the server finds it too large. Then only what is too large by itself is refused.
+                if error.status_code != 413:
+                    raise
+                if len(lines) == 1:
+                    return [(413, {"type": "too_large", "reason": f"{len(lines[0])} bytes"})]
+            else:
+                items = [item for each in answer["items"] for item in each.values()]
+                return [(item["status"], item.get("error", {})) for item in items]
+        half = len(lines) // 2
+        return [*await self._send(lines[:half]), *await self._send(lines[half:])]
+
+
+def shallow(value: Any, depth: int = METADATA_DEPTH) -> Any:
+    """Return JSON that a flattened field takes: what is nested too deeply is there as its text."""
+    if depth == 0 and isinstance(value, dict | list):
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, dict):
+        return {key: shallow(each, depth - 1) for key, each in value.items()}
+    if isinstance(value, list):
+        return [shallow(each, depth - 1) for each in value]
+    return value
+
+
+async def _create(client: AsyncElasticsearch, index: str, properties: Mapping[str, Any]) -> None:
+    """Make an index if it is missing; of several workers that do, one is first."""
+    if await client.indices.exists(index=index):
+        return
+    try:
+        await client.indices.create(
+            index=index, settings=_ON_ALL_NODES_BUT_ONE, mappings={"dynamic": False, "properties": properties}
+        )
+    except BadRequestError as error:
+        if error.error != "resource_already_exists_exception":
+            raise
+
+
+def _next(log: str, partition: int, offset: int) -> dict[str, Any]:
+    return {"id": f"{log}/{partition}", "document": {"log": log, "partition": partition, "next": offset}}
+
+
+def _overtaken(span: Span) -> Overtaken:
+    return Overtaken(f"partition {span.partition} of {span.log} is not at {span.start} any more")
+
+
+def _batches(actions: Mapping[int, bytes]) -> Iterable[dict[int, bytes]]:
+    """Share actions out to requests of a bounded size."""
+    batch: dict[int, bytes] = {}
+    size = 0
+    for number, lines in actions.items():
+        if batch and size + len(lines) > BULK_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[number] = lines
+        size += len(lines)
+    if batch:
+        yield batch

@@ -1,0 +1,9 @@
+-- A conversation's turns that were asked before one, the latest first, without those that are known already.
+SELECT turn_id::text, conversation_id::text, coalesce(parent::text, ''), input, answer, model, prompt, outcome, finish,
+    error_code, error_message, input_tokens, output_tokens, started_ms, first_token_ms, total_ms, claims, asked_at,
+    ended_at, in_conversation, metadata
+FROM turns
+WHERE conversation_id = %(conversation_id)s::uuid AND tenant = %(tenant)s AND user_id = %(user)s AND in_conversation
+    AND turn_id < %(before)s::uuid AND turn_id <> ALL(%(known)s::uuid[])
+ORDER BY turn_id DESC
+LIMIT %(limit)s

@@ -1,0 +1,1 @@
+"""What the windows' campaign writes, and what it expects to find in the end."""

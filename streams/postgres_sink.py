@@ -1,0 +1,38 @@
+"""The archive's sink in Postgres: our records as the rows of its tables."""
+
+from collections.abc import Iterable, Mapping
+
+from adapters.turn_store import TurnStore
+from domain.spans import Span
+from streams.records import Control, Turn
+from streams.turn_rows import converted, order_of, row_of
+
+
+class PostgresSink:
+    """See `streams.archiving.Sink`."""
+
+    name = "postgres"
+
+    def __init__(self, store: TurnStore) -> None:
+        self._store = store
+
+    async def prepare(self) -> None:
+        """Bring the schema up to date."""
+        await self._store.prepare()
+
+    async def progress(self, log: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the next offset of each partition."""
+        return await self._store.progress(log, partitions)
+
+    async def keep(self, span: Span, turns: Mapping[int, Turn], *, again: bool = False) -> None:
+        """Write the turns of a span."""
+        await self._store.keep(span, converted(turns, row_of), again=again)
+
+    async def obey(self, span: Span, controls: Mapping[int, Control], turns_log: str, *, again: bool = False) -> None:
+        """Carry out the controls of a span, all but those for running answers."""
+        lasting = {offset: control for offset, control in controls.items() if control.action != "stop"}
+        await self._store.obey(span, converted(lasting, order_of), turns_log, again=again)
+
+    async def rewind(self, log: str, offsets: Mapping[int, int]) -> None:
+        """Set the progress of partitions."""
+        await self._store.rewind(log, offsets)

@@ -1,0 +1,104 @@
+"""Our records as the rows that every store keeps of them: a turn is the same in Postgres and in Elasticsearch."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from adapters.turn_store import Order, TurnRow
+from domain.errors import SinkRefused
+from domain.turns import NOT_ANSWERED
+from streams.records import Control, Turn
+
+R = TypeVar("R", Control, Turn)
+Row = TypeVar("Row")
+
+INT4: Final = (1 << 31) - 1
+NUL: Final = "\x00"
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+def row_of(turn: Turn) -> TurnRow:
+    """Return a turn as a row; raises ValueError, OverflowError."""
+    refused = turn.error is not None and turn.error.code in NOT_ANSWERED
+    return TurnRow(
+        turn_id=UUID(turn.turn_id),
+        ended_at=_time(turn.ended_at),
+        asked_at=_time(turn.asked_at),
+        conversation_id=UUID(turn.conversation_id),
+        parent=UUID(turn.parent) if turn.parent else None,
+        tenant=_text(turn.tenant),
+        user_id=_text(turn.user),
+        in_conversation=not turn.stateless and not refused,
+        input=_text(turn.input),
+        answer=_text(turn.answer),
+        model=_text(turn.model),
+        prompt=_text(turn.prompt),
+        outcome=turn.outcome,
+        finish=_text(turn.finish),
+        error_code=_text(turn.error.code) if turn.error else None,
+        error_message=_text(turn.error.message) if turn.error else None,
+        input_tokens=_int4(turn.usage.input_tokens),
+        output_tokens=_int4(turn.usage.output_tokens),
+        started_ms=_int4(turn.timings.started_ms),
+        first_token_ms=_int4(turn.timings.first_token_ms),
+        total_ms=_int4(turn.timings.total_ms),
+        claims=_int4(turn.claims),
+        metadata=_clean(turn.metadata),
+    )
+
+
+def order_of(control: Control) -> Order:
+    """Return what a control wants of a conversation; raises ValueError, OverflowError."""
+    if control.action == "stop":
+        raise ValueError("a stop is for a running answer")
+    return Order(
+        action=control.action,
+        conversation_id=UUID(control.conversation_id),
+        tenant=_text(control.tenant),
+        user_id=_text(control.user),
+        at=_time(control.at),
+        title=None if control.title is None else _text(control.title),
+        metadata=None if control.metadata is None else _clean(control.metadata),
+    )
+
+
+def converted(records: Mapping[int, R], convert: Callable[[R], Row]) -> dict[int, Row]:
+    """Convert records; raises `SinkRefused` for those that can be no row."""
+    converted: dict[int, Row] = {}
+    reasons: dict[int, str] = {}
+    for offset, record in records.items():
+        try:
+            converted[offset] = convert(record)
+        except (ValueError, OverflowError) as error:
+            reasons[offset] = f"it can be no row: {error}"
+    if reasons:
+        raise SinkRefused(reasons)
+    return converted
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _int4(number: int) -> int:
+    """Return a number as far as a column of Postgres holds it: in binary form a larger one would wrap around."""
+    return max(-INT4, min(number, INT4))
+
+
+def _text(text: str) -> str:
+    """Return a text without NUL, the one character that Postgres cannot hold."""
+    return text.replace(NUL, REPLACEMENT) if NUL in text else text
+
+
+def _clean(value: Any) -> Any:
+    """Return JSON without NUL in any of its texts."""
+    match value:
+        case str():
+            return _text(value)
+        case dict():
+            return {_text(key): _clean(each) for key, each in value.items()}
+        case list():
+            return [_clean(each) for each in value]
+        case _:
+            return value
