@@ -240,7 +240,8 @@ tabulated_rows = _counter(
 )
 tabulate_up = _gauge(
     "headrace_tabulate_up",
-    "Does Postgres take the one-minute metrics? 0: it does not, and the log says why; they wait in Kafka.",
+    "Does Postgres take the one-minute metrics? 0: it does not, and the log says why; they wait in Kafka. 1 on every"
+    " worker but the one that brings them.",
 )
 
 # -- the archive

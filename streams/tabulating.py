@@ -63,6 +63,9 @@ class Tabulator:
             try:
                 if self._is_ours():
                     await self.bring()
+                else:
+                    self._is_up = True
+                    metrics.tabulate_up.set(True)
                 attempt = 0
             except Retriable as error:
                 self._say(str(error))

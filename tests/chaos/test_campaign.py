@@ -1,4 +1,4 @@
-"""The fault campaign in its short form: ten faults on real brokers, and everything is kept."""
+"""The fault campaigns in their short forms, on real services: what is accepted is kept, and every row is right."""
 
 import os
 import shutil
@@ -14,24 +14,44 @@ from tests.support.services import LAUNCHER, ROOT, missing
 SECONDS = 420
 
 
+@pytest.fixture
+def asked_for() -> None:
+    """Skip unless the long tests are asked for, and can run."""
+    if not os.environ.get("HEADRACE_TEST_REQUIRE_KAFKA"):
+        pytest.skip("takes three minutes: make chaos or chaos-windows ARGS=--short, or HEADRACE_TEST_REQUIRE_KAFKA=1")
+    if not LAUNCHER.exists() or shutil.which("java") is None:
+        missing("needs services that can be killed: the services script (HEADRACE_TEST_SERVICES) and Java", "KAFKA")
+
+
 @pytest.mark.kafka
 @pytest.mark.timeout(SECONDS + 30)
+@pytest.mark.usefixtures("asked_for")
 def test_a_short_campaign_loses_doubles_and_moves_nothing(tmp_path: Path) -> None:
-    if not os.environ.get("HEADRACE_TEST_REQUIRE_KAFKA"):
-        pytest.skip("takes three minutes: make chaos ARGS=--short, or HEADRACE_TEST_REQUIRE_KAFKA=1")
-    if not LAUNCHER.exists() or shutil.which("java") is None:
-        missing("needs brokers that can be killed: the services script (HEADRACE_TEST_SERVICES) and Java", "KAFKA")
     if toxiproxy_program() is None:
         missing("needs toxiproxy-server (HEADRACE_TEST_TOXIPROXY)", "KAFKA")
+
+    run_short("bench.chaos", tmp_path)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(SECONDS + 30)
+@pytest.mark.usefixtures("asked_for")
+def test_a_short_campaign_leaves_every_turn_once_in_both_stores_and_every_window_right(tmp_path: Path) -> None:
+    run_short("bench.chaos_windows", tmp_path)
+
+
+def run_short(module: str, folder: Path) -> None:
+    """Run a campaign in its short form, which ends with 0 if all was kept."""
     ran = subprocess.run(
-        [sys.executable, "-m", "bench.chaos", "--short", "--folder", str(tmp_path)],
+        [sys.executable, "-m", module, "--short", "--folder", str(folder)],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")},
+        env={
+            name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "ELASTIC", "DATABASE"))
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
         timeout=SECONDS,
     )
-
     assert ran.returncode == 0, ran.stdout[-8000:]
