@@ -26,8 +26,8 @@ from bench.machine import counter, described, running
 from tests.support.chat_client import ChatClient
 from tests.support.worker import Worker
 
-CLIENTS: Final = 8
-QUESTION: Final = "what is a partition? [tokens=20 pace=5]"
+CLIENTS: Final = 4
+QUESTION: Final = "what is a partition? [tokens=40 pace=20]"
 WARM_SECONDS: Final = 60.0
 AFTER_SECONDS: Final = 120.0
 LOOK_SECONDS: Final = 1.0
