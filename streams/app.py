@@ -60,6 +60,9 @@ PUBLISH_SECONDS = 30.0
 CLOSE_STREAMS_SECONDS = 5.0
 LEAVE_SECONDS = 15.0  # closing tables and streams takes 3 s
 STEPPED_BACK: Final = os.EX_TEMPFAIL  # it may work again later, unlike a wrong setting
+# Records that wait for Kafka before Faust holds up all streams, questions too, and says so each time. Its own bound of
+# 100 is what the tables of one busy second write; ours are bounded where they are written.
+BUFFERED_RECORDS = 1000
 GC_THRESHOLDS = (20_000, 10, 20)  # Python's own is 700 new objects: fifteen times a second at 10,000 tokens a second
 
 OnWeb = Callable[[aiohttp.web.Application], None]
@@ -295,6 +298,7 @@ class ChatApp(faust.App):
         """Check the settings against the world, and open every connection, before anything else starts."""
         await super().on_start()
         raise_open_files()
+        self.producer.buffer.max_messages = BUFFERED_RECORDS
         self._check_address()
         # With the changelogs: one that Faust creates while the group is sharing out is left out of that assignment,
         # and its table has no owner until the next.

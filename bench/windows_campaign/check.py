@@ -83,14 +83,18 @@ async def _elasticsearch(truth: Mapping[str, Truth], url: str) -> list[str]:
 
 
 async def _metrics(truth: Mapping[str, Truth], bootstrap: str, width: int) -> list[str]:
-    """Wait until the windows of a width say what they should, and no longer than that takes."""
+    """Wait until the windows of a width say what they should, or no more of them do for a while."""
     expected = _expected_windows(truth.values(), width)
-    deadline = monotonic() + max(width - (time() - max(each.ended_at for each in truth.values()) / 1000), 0)
-    deadline += PATIENCE_SECONDS
+    closes_in = width - (time() - max(each.ended_at for each in truth.values()) / 1000)
+    wrong: list[Window] = list(expected)
+    since = monotonic() + max(closes_in, 0.0)
     while True:
         found = await asyncio.to_thread(_windows, bootstrap, width)
-        wrong = [window for window, sums in expected.items() if found.get(window) != sums]
-        if not wrong or monotonic() > deadline:
+        left = [window for window, sums in expected.items() if found.get(window) != sums]
+        if len(left) < len(wrong):
+            since = max(since, monotonic())
+        wrong = left
+        if not wrong or monotonic() - since > PATIENCE_SECONDS:
             break
         await asyncio.sleep(POLL_SECONDS)
     more = [window for window in found if window not in expected]
