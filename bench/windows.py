@@ -250,7 +250,8 @@ async def bulk_raw(session: aiohttp.ClientSession, url: str, lines: bytes) -> No
     """Send what is encoded, and read the answer."""
     headers = {"Content-Type": "application/x-ndjson"}
     async with session.post(f"{url}/_bulk?filter_path=errors", data=io.BytesIO(lines), headers=headers) as answer:
-        assert await answer.json() == {"errors": False}
+        if await answer.json() != {"errors": False}:
+            raise SystemExit(f"Elasticsearch does not take it: {answer.status} {await answer.text()}")
 
 
 async def against_raw_bulk(url: str, rows: int, repeat: int) -> None:

@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     session_tokens: Positive = Field(
         8192,
         description="How much of a conversation its RocksDB row keeps, in model tokens: the last turns that fit."
-        " More than a prompt takes, so that a person can scroll back.",
+        " More than a prompt takes, so that a person can scroll back; what is older comes from Postgres.",
     )
     turns_in_work: Positive = Field(
         256,

@@ -10,6 +10,7 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
+from tests.support.postgres import own_schema
 from tests.support.services import Services, open_real_kafka, open_services
 from tests.support.worker import Worker
 
@@ -77,8 +78,15 @@ class StartWorker(Protocol):
 
 
 @pytest.fixture
-async def start_worker(names: Names, tmp_path: Path) -> AsyncIterator[StartWorker]:
-    """Workers of one group, which accept everyone and share the test's topics; all are stopped at its end.
+def database_url(services: Services) -> Iterator[str]:
+    """Postgres, with tables of the test's own."""
+    with own_schema(services.database_url) as url:
+        yield url
+
+
+@pytest.fixture
+async def start_worker(names: Names, database_url: str, tmp_path: Path) -> AsyncIterator[StartWorker]:
+    """Workers of one group, which accept everyone and share the test's topics and tables; all are stopped at its end.
 
     ``worker = await start_worker(services, OPENAI_BASE_URL=model.url)``
     """
@@ -87,7 +95,8 @@ async def start_worker(names: Names, tmp_path: Path) -> AsyncIterator[StartWorke
     async def start(
         on: Services, /, *, folder: str = "", ready: bool = True, supervised: bool = False, **environ: str
     ) -> Worker:
-        settings = on.environ | names.environ | {"HEADRACE_AUTH": "dev", "HEADRACE_LOG_FORMAT": "text"} | environ
+        own = names.environ | {"DATABASE_URL": database_url}
+        settings = on.environ | own | {"HEADRACE_AUTH": "dev", "HEADRACE_LOG_FORMAT": "text"} | environ
         name = folder or f"worker-{len(workers) + 1}"
         worker = Worker(tmp_path / name, settings, supervised=supervised)
         workers.append(worker)

@@ -6,7 +6,6 @@ import aiohttp
 import pytest
 
 from tests.support.model_server import ModelServer
-from tests.support.postgres import own_schema
 from tests.support.search import own_indices
 from tests.support.services import Services
 
@@ -23,13 +22,6 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """One session for all of a test's readers, with as many connections as they want."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session
-
-
-@pytest.fixture
-def database_url(services: Services) -> Iterator[str]:
-    """Postgres, with tables of the test's own."""
-    with own_schema(services.database_url) as url:
-        yield url
 
 
 @pytest.fixture

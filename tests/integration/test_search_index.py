@@ -283,10 +283,21 @@ async def test_refused_and_busy_documents_of_a_batch_are_told_apart(behind: Setu
     assert set(behind.answers()) == {turn_id(2), turn_id(3)}
 
 
-async def test_requests_keep_within_what_proxies_let_through(behind: Setup, failing: FailingSearch) -> None:
-    failing.largest = 1 << 20
+async def test_a_batch_is_sent_in_requests_of_bounded_size(
+    behind: Setup, failing: FailingSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_index, "BULK_BYTES", 5000)
 
-    await behind.keep(0, *(turn(number, answer="word " * 20_000) for number in range(15)))
+    await behind.keep(0, *(turn(number, answer="word " * 300) for number in range(15)))
+
+    assert sorted(map(len, failing.bulks)) == [1] + [2] * 7
+    assert len(behind.answers()) == 15
+
+
+async def test_a_proxy_that_allows_less_gets_smaller_requests(behind: Setup, failing: FailingSearch) -> None:
+    failing.largest = 10_000
+
+    await behind.keep(0, *(turn(number, answer="word " * 300) for number in range(15)))
 
     assert len(failing.bulks) > 1
     assert len(behind.answers()) == 15
