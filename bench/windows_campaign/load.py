@@ -61,10 +61,11 @@ class Conversation:
 class Load:
     """Writes turns at a rate, and knows which."""
 
-    def __init__(self, bootstrap: str, partitions: int, dice: random.Random) -> None:
+    def __init__(self, bootstrap: str, partitions: int, dice: random.Random, *, prefix: str = "") -> None:
         self.truth: dict[str, Truth] = {}
         self.records = 0
         self._partitions = partitions
+        self._topic = prefix + TOPIC
         self._dice = dice
         self._failed: list[str] = []
         self._again: list[tuple[float, Conversation, bytes]] = []
@@ -143,7 +144,9 @@ class Load:
 
     def _send(self, conversation: Conversation, value: bytes) -> None:
         partition = conversation.partition(self._partitions)
-        self._producer.produce(TOPIC, value, conversation.id.encode(), partition=partition, on_delivery=self._delivered)
+        self._producer.produce(
+            self._topic, value, conversation.id.encode(), partition=partition, on_delivery=self._delivered
+        )
         self._producer.poll(0)
         self.records += 1
 
