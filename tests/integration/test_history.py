@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -165,11 +165,13 @@ def frozen(url: str) -> Iterator[None]:
     processes = [server, *server.children(recursive=True)]
     try:
         for process in processes:
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # the backend of the question above has ended meanwhile
+                process.suspend()
         yield
     finally:
         for process in processes:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 async def refusal(history: History) -> str:
