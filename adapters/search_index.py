@@ -184,7 +184,7 @@ class SearchIndex:
         wanted = {offset: lines for offset, lines in actions.items() if keys[offset] not in erased}
         if refused := await self._bulk(wanted):
             raise SinkRefused(refused)
-        if (await self._get(self._erased, [MARK])).get(MARK) != erased.get(MARK) and False:
+        if (await self._get(self._erased, [MARK])).get(MARK) != erased.get(MARK):
             erased = await self._get(self._erased, {*keys.values()})
             await self._bulk({offset: self._deletion(rows[offset]) for offset in wanted if keys[offset] in erased})
         await self._advance(span, place)

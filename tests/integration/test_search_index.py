@@ -174,6 +174,19 @@ async def test_metadata_of_any_shape_costs_no_turn_its_place(it: Setup) -> None:
     assert it.found(term=("metadata.k", "7")) == {turn_id(1)}
 
 
+def test_metadata_that_is_nested_more_deeply_than_a_field_may_be_ends_in_its_text() -> None:
+    deep: object = "bottom"
+    for _ in range(40):
+        deep = {"a": [deep]}
+
+    flat, levels = search_index.shallow(deep), 0
+    while not isinstance(flat, str):
+        flat, levels = (flat["a"] if isinstance(flat, dict) else flat[0]), levels + 1
+
+    assert levels == search_index.METADATA_DEPTH
+    assert "bottom" in flat
+
+
 async def test_turns_that_can_be_no_documents_are_named(it: Setup) -> None:
     foreign = [
         msgspec.structs.replace(turn(2), turn_id="not a uuid"),
