@@ -151,7 +151,7 @@ async def test_a_silent_server_has_stalled_before_its_first_token_too(model: Mod
 
 
 async def test_after_a_break_the_answer_can_be_continued(model: Model) -> None:
-    question = "[fault=reset after=5 tokens=20 pace=200]"
+    question = "[fault=end after=5 tokens=20 pace=0]"
     _, before = await failure(model, question)
 
     rest = await read(model, asking(question, so_far=text_of(before)))
