@@ -66,7 +66,7 @@ chaos: $(INSTALLED) ## Break workers, brokers, networks and models under load, a
 	@exec $(BIN)/python -m bench.chaos $(ARGS)
 
 .PHONY: chaos-windows
-chaos-windows: $(INSTALLED) ## Kill workers and stores while finished turns flow, and check every row (15 minutes; ARGS=--short: 2)
+chaos-windows: $(INSTALLED) ## Kill workers and stores while finished turns flow, and check every row (9 minutes; ARGS=--short: 3)
 	@exec $(BIN)/python -m bench.chaos_windows $(ARGS)
 
 .PHONY: mutants

@@ -104,13 +104,15 @@ class Settings(BaseSettings):
         description="Copies of each partition. 3 in production: then any broker can die.",
     )
     questions_days: Positive = Field(
-        7, description="Days that questions and controls are kept: how long an outage may last without loss."
+        7, description="Days that questions are kept: how long an outage may last without loss."
     )
     tokens_days: Positive = Field(
         3, description="Days that tokens are kept: how long a stream can be read again, event by event."
     )
     turns_days: Positive = Field(
-        30, description="Days that finished turns and dead letters are kept for whoever reads the topics."
+        30,
+        description="Days that finished turns, controls and dead letters are kept: for whoever reads the topics, and for a"
+        " store that is away or has to be rebuilt from them.",
     )
     session_seconds: Annotated[float, Field(ge=1, le=300)] = Field(
         6.0,

@@ -62,7 +62,8 @@ class Topics:
 
         return cls(
             questions=topic("chat.questions.v1", settings.questions_days),
-            controls=topic("chat.controls.v1", settings.questions_days),
+            # As long as the turns: a store that is rebuilt from these has to hear of every erasure.
+            controls=topic("chat.controls.v1", max(settings.questions_days, settings.turns_days)),
             tokens=topic("chat.tokens.v1", settings.tokens_days),
             turns=topic("chat.turns.v1", settings.turns_days),
             parts=topic("chat.metrics.parts.v1", settings.questions_days),
