@@ -111,8 +111,8 @@ class Settings(BaseSettings):
     )
     turns_days: Positive = Field(
         30,
-        description="Days that finished turns, controls and dead letters are kept: for whoever reads the topics, and for a"
-        " store that is away or has to be rebuilt from them.",
+        description="Days that finished turns, controls and dead letters are kept: for whoever reads the topics, and"
+        " for a store that is away or has to be rebuilt from them.",
     )
     session_seconds: Annotated[float, Field(ge=1, le=300)] = Field(
         6.0,
