@@ -12,6 +12,7 @@ Debian's Postgres and the services script (HEADRACE_TEST_SERVICES). Ends with 1 
 import argparse
 import asyncio
 import random
+import shutil
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -172,9 +173,13 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(mkdtemp(prefix="headrace-chaos-windows-"))
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o711)  # Postgres refuses to run as root, and its own user has to reach its data
     plan = SHORT if arguments.short else FULL
     say(f"seed {arguments.seed}: {plan.kills} kills, {plan.rate:.0f} turns/s, on {described()}; logs in {folder}")
-    raise SystemExit(0 if asyncio.run(campaign(plan, arguments.seed, folder)) else 1)
+    if not asyncio.run(campaign(plan, arguments.seed, folder)):
+        raise SystemExit(1)
+    if not arguments.folder:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where logs and data go; a new one by default")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(mkdtemp(prefix="headrace-outage-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o711)  # for Postgres's own user
     say(f"Postgres away for {arguments.seconds:.0f} s, {CLIENTS} clients, on {described()}; logs in {folder}")
     raise SystemExit(0 if asyncio.run(measure(folder, arguments.seconds)) else 1)
 

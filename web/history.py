@@ -122,7 +122,18 @@ async def turns(
                 raise
             stored, unavailable = [], True
     page = page_of(near, stored, _turn_id, before=before, limit=limit)
-    return Turns(page.items[::-1], page.has_more, unavailable)
+    return Turns(_as_answered(page.items[::-1], near), page.has_more, unavailable)
+
+
+def _as_answered(turns: Sequence[TurnInConversation], near: Sequence[TurnInConversation]) -> list[TurnInConversation]:
+    """Return turns with those of the table in its order, which is the log's.
+
+    That of ids differs where two questions of one moment came over two workers.
+    """
+    shown = {turn.turn_id for turn in turns}
+    ours = iter([turn for turn in near if turn.turn_id in shown])
+    known = {turn.turn_id for turn in near}
+    return [next(ours) if turn.turn_id in known else turn for turn in turns]
 
 
 def _turn_id(turn: TurnInConversation) -> str:

@@ -204,6 +204,21 @@ async def test_without_a_limit_everything_at_hand_is_there_and_more_up_to_a_hund
     assert part["has_more"]
 
 
+async def test_turns_stand_in_the_order_of_the_log_where_their_ids_have_another(web: Web, history: FakeHistory) -> None:
+    conversation_id = await web.begin()
+    archive(history, conversation_id, 1)
+    for text in ("first", "second", "third"):
+        await answered(web, text, conversation_id)
+    has_left(web, conversation_id, _of(conversation_id, 1))
+    row = web.kafka.rows[conversation_id]
+    swapped = [row.turns[1], row.turns[0], row.turns[2]]
+    web.kafka.rows[conversation_id] = msgspec.structs.replace(row, turns=swapped)
+
+    part = await read(web, conversation_id)
+
+    assert inputs(part) == ["Question 1?", "second", "first", "third"]
+
+
 async def test_what_never_left_the_table_needs_no_archive(web: Web, history: FakeHistory) -> None:
     conversation_id = await web.begin()
     await answered(web, "one", conversation_id)
