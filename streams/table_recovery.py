@@ -176,7 +176,7 @@ class TableRecovery(Recovery):
         await self._wait(self.on_recovery_completed(generation))
         self.tables.on_standbys_ready()
         if self.standby_tps:
-            _ = self.add_future(self._follow())
+            _ = self.add_future(self._follow(generation))
 
     async def _restore(self, generation: int) -> None:
         replicas = self._replicas(self.active_tps)
@@ -232,6 +232,7 @@ class TableRecovery(Recovery):
                 await self.sleep(pause(attempt))
 
     async def _copy(self, replicas: Sequence[Replica]) -> bool:
+        await self._changelogs.cancel()  # a follower of an older assignment would keep the thread for ever
         if self._is_halted:
             return False
         self.progress = Progress(replicas)
@@ -245,8 +246,9 @@ class TableRecovery(Recovery):
             )
         return restored
 
-    async def _follow(self) -> None:
-        if self._is_halted:
+    async def _follow(self, generation: int) -> None:
+        # It begins a moment after it was asked for, and partitions may have been assigned anew in that moment.
+        if self._is_halted or generation != self._generation_id:
             return
         self._standbys = Progress(self._replicas(self.standby_tps))
         try:

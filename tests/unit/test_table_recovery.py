@@ -112,3 +112,23 @@ def test_readiness_says_how_far_a_recovery_is() -> None:
     recovery.progress = Progress([Replica("t", 0, None, position=1000, end=12_345)])  # type: ignore[arg-type]
     recovery.progress.records = 1000
     assert TableRecovery.describe(recovery).startswith("11,345 changelog records left, ")  # type: ignore[arg-type]
+
+
+async def test_a_follower_of_an_older_assignment_does_not_begin() -> None:
+    followed: list[int] = []
+
+    async def follow(_: Progress) -> None:
+        followed.append(recovery._generation_id)
+
+    recovery = SimpleNamespace(
+        _is_halted=False,
+        _generation_id=3,
+        _changelogs=SimpleNamespace(follow=follow),
+        _replicas=lambda _: [],
+        standby_tps=set(),
+    )
+
+    await TableRecovery._follow(cast("TableRecovery", recovery), 2)
+    await TableRecovery._follow(cast("TableRecovery", recovery), 3)
+
+    assert followed == [3]
