@@ -1,32 +1,19 @@
 """turns -> windows -> parts: what each partition's turns add up to, in windows of their own time"""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
-import structlog
-
 from config import metrics
-from domain.errors import Rejected, Retriable
 from domain.windows import CaughtUp
 from streams.app import app, now_ms
 from streams.batches import Batches
 from streams.records import Turn
+from streams.ticks import tick_for_ever
 from streams.topics import merged_in
 from tables.measures import Part, pieces
 from tables.windows import windows
 
-log = structlog.get_logger(__name__)
-
-TICK_SECONDS = 1.0
-
-
-async def add(partition: int, turns: Mapping[int, Turn]) -> Mapping[int, Rejected]:
-    """Add a partition's turns to their windows."""
-    return await windows.add(partition, turns)
-
-
-turns_in_order = Batches(app, app.topics_of.turns.name, Turn, add)
+turns_in_order = Batches(app, app.topics_of.turns.name, Turn, windows.add)
 
 
 @app.agent(app.raw_topic(app.topics_of.turns))
@@ -35,19 +22,10 @@ async def measure(stream: Any) -> None:
     await turns_in_order.run(stream)
 
 
-@app.task()  # type: ignore[untyped-decorator]  # Faust's has no types for what it returns
+@app.task  # type: ignore[untyped-decorator]  # Faust leaves it without types
 async def close_windows() -> None:
     """Close windows as time passes, with turns or without."""
-    ticks = Ticks()
-    while not app.should_stop:
-        await app.sleep(TICK_SECONDS)
-        try:
-            await ticks.tick(now_ms())
-        except Retriable as error:
-            log.info("windows will be closed at the next tick", reason=str(error))
-        except Exception:
-            # Raised from here, it would end the worker.
-            log.exception("windows could not be closed")
+    await tick_for_ever("closing windows", Ticks().tick)
 
 
 class Ticks:
@@ -57,10 +35,11 @@ class Ticks:
         self._caught_up: dict[int, CaughtUp] = {}
         self._generation = -1
 
-    async def tick(self, now: int) -> None:
+    async def tick(self) -> None:
         """Close and purge once. Raises the first failure, after every partition had its turn."""
         if app.ready():
             return
+        now = now_ms()
         if self._generation != app.generation:
             self._caught_up, self._generation = {}, app.generation
         owned = sorted(app.owned())

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from domain.turns import NOT_ANSWERED
+from domain.turns import is_refusal
 from streams.app import app
 from streams.handling import handle_each
 from streams.records import Turn
@@ -18,7 +18,6 @@ async def remember(stream: Any) -> None:
 async def close(turn: Turn, _partition: int) -> None:
     """Keep the turn, unless it was refused or the client keeps the context itself; and its key in any case."""
     await replays.keep(turn)
-    refused = turn.error is not None and turn.error.code in NOT_ANSWERED
-    if not turn.stateless and not refused:
+    if not turn.stateless and not is_refusal(turn.error):
         await conversations.close(turn)
     conversations.closed(turn.turn_id)

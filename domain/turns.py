@@ -8,7 +8,7 @@ from domain.generation import Usage
 Status = Literal["queued", "running", "completed", "stopped", "failed", "handed_over"]
 Outcome = Literal["completed", "stopped", "failed", "handed_over"]
 
-# Codes of failures that end a turn before a model was asked. Such a turn does not become part of its conversation.
+# Codes of failures that end a turn before a model was asked (`is_refusal`).
 CONVERSATION_BUSY: Final = "conversation_busy"
 DUPLICATE_REQUEST: Final = "duplicate_request"
 NOT_ANSWERED: Final = frozenset({CONVERSATION_BUSY, DUPLICATE_REQUEST})
@@ -29,6 +29,11 @@ class Failure:
 
     message: str
     code: str
+
+
+def is_refusal(error: Failure | None) -> bool:
+    """Return whether a turn that ended so was refused before a model was asked, and is in no conversation."""
+    return error is not None and error.code in NOT_ANSWERED
 
 
 @dataclass(frozen=True, slots=True)

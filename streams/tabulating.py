@@ -17,6 +17,7 @@ from domain.backoff import pause
 from domain.errors import BadRecord, Retriable
 from streams.archiving import LONGEST_PAUSE_SECONDS, Reader, Record
 from streams.records import Wire, decode
+from streams.turn_rows import storable
 
 log = structlog.get_logger(__name__)
 
@@ -122,10 +123,8 @@ def stored(metric: str, records: Sequence[Record]) -> list[StoredMetric]:
         except BadRecord as error:
             log.warning("record left out of the metrics", metric=metric, offset=record.offset, reason=str(error))
             continue
-        # The one character that Postgres cannot hold; the key tells such a name from another one.
-        dimensions = {
-            name: value.replace("\x00", "\N{REPLACEMENT CHARACTER}") for name, value in row.dimensions.items()
-        }
+        # The key tells a name with what Postgres cannot hold from another one.
+        dimensions = {name: storable(value) for name, value in row.dimensions.items()}
         key = msgspec.json.encode(row.dimensions).decode()
         rows.append(StoredMetric(metric, row.window_start, key, row.revision, row.final, dimensions, row.measures))
     return rows

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from adapters.turn_store import Order, TurnRow
 from domain.errors import SinkRefused
-from domain.turns import NOT_ANSWERED
+from domain.turns import is_refusal
 from streams.records import Control, Turn
 
 R = TypeVar("R", Control, Turn)
@@ -20,24 +20,23 @@ REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 def row_of(turn: Turn) -> TurnRow:
     """Return a turn as a row; raises ValueError, OverflowError."""
-    refused = turn.error is not None and turn.error.code in NOT_ANSWERED
     return TurnRow(
         turn_id=UUID(turn.turn_id),
         ended_at=_time(turn.ended_at),
         asked_at=_time(turn.asked_at),
         conversation_id=UUID(turn.conversation_id),
         parent=UUID(turn.parent) if turn.parent else None,
-        tenant=_text(turn.tenant),
-        user_id=_text(turn.user),
-        in_conversation=not turn.stateless and not refused,
-        input=_text(turn.input),
-        answer=_text(turn.answer),
-        model=_text(turn.model),
-        prompt=_text(turn.prompt),
+        tenant=storable(turn.tenant),
+        user_id=storable(turn.user),
+        in_conversation=not turn.stateless and not is_refusal(turn.error),
+        input=storable(turn.input),
+        answer=storable(turn.answer),
+        model=storable(turn.model),
+        prompt=storable(turn.prompt),
         outcome=turn.outcome,
-        finish=_text(turn.finish),
-        error_code=_text(turn.error.code) if turn.error else None,
-        error_message=_text(turn.error.message) if turn.error else None,
+        finish=storable(turn.finish),
+        error_code=storable(turn.error.code) if turn.error else None,
+        error_message=storable(turn.error.message) if turn.error else None,
         input_tokens=_int4(turn.usage.input_tokens),
         output_tokens=_int4(turn.usage.output_tokens),
         started_ms=_int4(turn.timings.started_ms),
@@ -55,10 +54,10 @@ def order_of(control: Control) -> Order:
     return Order(
         action=control.action,
         conversation_id=UUID(control.conversation_id),
-        tenant=_text(control.tenant),
-        user_id=_text(control.user),
+        tenant=storable(control.tenant),
+        user_id=storable(control.user),
         at=_time(control.at),
-        title=None if control.title is None else _text(control.title),
+        title=None if control.title is None else storable(control.title),
         metadata=None if control.metadata is None else _clean(control.metadata),
     )
 
@@ -86,7 +85,7 @@ def _int4(number: int) -> int:
     return max(-INT4, min(number, INT4))
 
 
-def _text(text: str) -> str:
+def storable(text: str) -> str:
     """Return a text without NUL, the one character that Postgres cannot hold."""
     return text.replace(NUL, REPLACEMENT) if NUL in text else text
 
@@ -95,9 +94,9 @@ def _clean(value: Any) -> Any:
     """Return JSON without NUL in any of its texts."""
     match value:
         case str():
-            return _text(value)
+            return storable(value)
         case dict():
-            return {_text(key): _clean(each) for key, each in value.items()}
+            return {storable(key): _clean(each) for key, each in value.items()}
         case list():
             return [_clean(each) for each in value]
         case _:

@@ -30,8 +30,8 @@ from tables.measures import Dimensions, Measures, Part
 from tables.metric_rows import AnyRow, rows_of
 from tables.row_table import row_table
 from tables.slices import Change, Rows, Slices
+from tables.window_keys import END_OF_TIME, first_key, size_digits, start_in
 
-END_OF_TIME: Final = 10**15 - 1  # in ms; a time has 15 digits in a key
 CLOSED_THROUGH, DUE, PURGED, ROW, PUBLISHED = "c", "d", "p", "r", "w"
 PARTITION_DIGITS: Final = 4
 # Of a window's revisions under one epoch. It has one at each tick at most, and those for an hour.
@@ -113,7 +113,7 @@ class Parts:
     def _check(self, partition: int, part: Part) -> None:
         if part.size not in SIZES_MS or not 0 <= part.partition < self._partitions:
             raise BadRecord(f"there are no windows of {part.size} ms in partition {part.partition}")
-        if part.rows and part.start < self._number(partition, PURGED + _size(part.size)):
+        if part.rows and part.start < self._number(partition, PURGED + size_digits(part.size)):
             raise TooLate(f"the window of {part.start} is not corrected any more")
 
     async def _take(self, partition: int, part: Part, changes: dict[str, bytes]) -> None:
@@ -122,7 +122,7 @@ class Parts:
             epoch, start = self._due_from[part.size]
             self._due_from[part.size] = (epoch, min(start, part.start))
         for number, row in enumerate(part.rows, 1):
-            key = _from(ROW, part.size, part.start) + msgspec.json.encode(row.dimensions).decode()
+            key = first_key(ROW, part.size, part.start) + msgspec.json.encode(row.dimensions).decode()
             key += _partition(part.partition)
             there = changes.get(key) or self._rows.row(partition, key)
             known = _partition_row.decode(there) if there else PartitionRow(-1, -1, NOTHING)
@@ -131,7 +131,7 @@ class Parts:
                 changes[_window(DUE, part.size, part.start)] = CHANGED
             if number % PUBLISHED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        key = CLOSED_THROUGH + _size(part.size) + _partition(part.partition)
+        key = CLOSED_THROUGH + size_digits(part.size) + _partition(part.partition)
         there = changes.get(key) or self._rows.row(partition, key)
         changes[key] = _encode(max(part.closed_through, _number.decode(there) if there else 0))
 
@@ -146,8 +146,10 @@ class Parts:
             first = self._first_due(partition, size)
         complete = self._complete(partition, size)
         known, since = self._since.get(size, {}), dict[int, float]()
-        async for key, state in self._slices.scan(partition, _from(DUE, size, first), _from(DUE, size, END_OF_TIME)):
-            start = _start(key)
+        async for key, state in self._slices.scan(
+            partition, first_key(DUE, size, first), first_key(DUE, size, END_OF_TIME)
+        ):
+            start = start_in(key)
             since[start] = known.get(start, self._clock())
             is_final = start + size <= complete
             has_waited = self._clock() - since[start] >= PATIENCE_SECONDS
@@ -182,12 +184,12 @@ class Parts:
         """Return the start of the first window that is due, the end of time if none is."""
         epoch = self._rows.epoch(partition)
         as_of, start = self._due_from.get(size, (epoch, 0))
-        begin = _from(DUE, size, start if as_of == epoch else 0)
+        begin = first_key(DUE, size, start if as_of == epoch else 0)
         key, _ = next(self._rows.after(partition, begin), ("", b""))
-        if not key.startswith(DUE + _size(size)):
+        if not key.startswith(DUE + size_digits(size)):
             return END_OF_TIME
-        self._due_from[size] = (epoch, _start(key))
-        return _start(key)
+        self._due_from[size] = (epoch, start_in(key))
+        return start_in(key)
 
     def _next_revision(self, partition: int, size: int, start: int, epoch: int) -> int:
         # What Kafka did not acknowledge may be in the log all the same.
@@ -200,15 +202,15 @@ class Parts:
     async def _merged(self, partition: int, size: int, start: int) -> dict[str, Measures]:
         """Return the sums of all partitions, by dimensions."""
         found: dict[str, Measures] = {}
-        begin = _from(ROW, size, start)
-        async for key, value in self._slices.scan(partition, begin, _from(ROW, size, start + 1)):
+        begin = first_key(ROW, size, start)
+        async for key, value in self._slices.scan(partition, begin, first_key(ROW, size, start + 1)):
             dimensions = key[len(begin) : -PARTITION_DIGITS]
             found[dimensions] = found.get(dimensions, NOTHING) + _partition_row.decode(value).measures
         return found
 
     def _complete(self, partition: int, size: int) -> int:
         """Return the moment through which every partition has closed its windows."""
-        keys = [CLOSED_THROUGH + _size(size) + _partition(each) for each in range(self._partitions)]
+        keys = [CLOSED_THROUGH + size_digits(size) + _partition(each) for each in range(self._partitions)]
         return min(self._number(partition, key) for key in keys)
 
     # -- forgetting
@@ -219,27 +221,27 @@ class Parts:
             epoch = self._rows.epoch(partition)
             before = await self._purge_before(partition, epoch, size, now - keep - SLACK_MS)
             for kind in (ROW, PUBLISHED):
-                as_of, start = self._kept_from.get(kind + _size(size), (-1, ""))
-                start = start if as_of == epoch else _from(kind, size)
-                stop = _from(kind, size, before)
+                as_of, start = self._kept_from.get(kind + size_digits(size), (-1, ""))
+                start = start if as_of == epoch else first_key(kind, size)
+                stop = first_key(kind, size, before)
                 doomed = [key async for key, _ in self._slices.scan(partition, start, stop, PURGED_AT_ONCE)]
                 await self._slices.write(partition, epoch, [(key, None) for key in doomed])
                 if doomed:
-                    self._kept_from[kind + _size(size)] = (epoch, doomed[-1])
+                    self._kept_from[kind + size_digits(size)] = (epoch, doomed[-1])
 
     async def _purge_before(self, partition: int, epoch: int, size: int, horizon: int) -> int:
         """Return the moment before which nothing is kept, after moving it past the windows that are done with.
 
         A window is done with by when it was published, not by its own time: turns of yesterday may all come today.
         """
-        was = before = self._number(partition, PURGED + _size(size))
-        start, stop = _from(PUBLISHED, size, before), _from(PUBLISHED, size, self._first_due(partition, size))
+        was = before = self._number(partition, PURGED + size_digits(size))
+        start, stop = first_key(PUBLISHED, size, before), first_key(PUBLISHED, size, self._first_due(partition, size))
         async for key, value in self._slices.scan(partition, start, stop, PURGED_AT_ONCE):
             if _published.decode(value).at > horizon:
                 break
-            before = _start(key) + size
+            before = start_in(key) + size
         if before != was:
-            await self._slices.write(partition, epoch, [(PURGED + _size(size), _encode(before))])
+            await self._slices.write(partition, epoch, [(PURGED + size_digits(size), _encode(before))])
         return before
 
     def _number(self, partition: int, key: str) -> int:
@@ -247,26 +249,13 @@ class Parts:
         return _number.decode(there) if there else 0
 
 
-def _size(size: int) -> str:
-    return f"{size:07d}"
-
-
 def _partition(partition: int) -> str:
     return f"{partition:0{PARTITION_DIGITS}d}"
 
 
-def _from(kind: str, size: int, start: int = 0) -> str:
-    """Return what comes right before the rows of a kind, of windows of a size, from a start on."""
-    return f"{kind}{_size(size)}{start:015d}"
-
-
 def _window(kind: str, size: int, start: int) -> str:
     """Return the key of the only row of this kind that a window has."""
-    return _from(kind, size, start) + "."
-
-
-def _start(key: str) -> int:
-    return int(key[8:23])
+    return first_key(kind, size, start) + "."
 
 
 parts = Parts(row_table("parts", check=msgspec.msgpack.decode), app.settings.partitions)

@@ -16,7 +16,7 @@ from domain.errors import NotOwner
 from tables.row_table import acknowledged
 
 ROWS_AT_ONCE: Final = 50
-# The writers of all tables together not above 100: where more records wait for Kafka, Faust halts every stream.
+# With each table's writers, what bounds the records that wait for Kafka (`streams.app.BUFFERED_RECORDS`).
 WRITTEN_AT_ONCE: Final = 20
 
 Change = tuple[str, bytes | None]

@@ -29,9 +29,9 @@ from streams.records import Turn
 from tables.measures import Dimensions, Measures, Part, PartRow, Prices, measured
 from tables.row_table import row_table
 from tables.slices import ROWS_AT_ONCE, Change, Rows, Slices
+from tables.window_keys import END_OF_TIME, first_key, rest_of, size_in, start_in, time_digits
 
 OPEN, CLOSED, PURGED, TURN = "o", "c", "p", "t"
-END_OF_TIME: Final = 10**15  # in ms; a time has 15 digits in a key
 # Between two pauses in which tokens go out.
 TURNS_AT_ONCE: Final = 20
 PURGED_AT_ONCE: Final = 1000
@@ -57,12 +57,12 @@ class Cell(NamedTuple):
 
     def key(self, state: str) -> str:
         """Return the row's key."""
-        return _from(state, self.size, self.start) + self.dimensions
+        return first_key(state, self.size, self.start) + self.dimensions
 
     @classmethod
     def of(cls, key: str) -> "Cell":
         """Return where the row of a key stands."""
-        return cls(int(key[1:8]), int(key[8:23]), key[23:])
+        return cls(size_in(key), start_in(key), rest_of(key))
 
     def of_turns(self) -> Dimensions:
         """Return the dimensions that the row's turns share."""
@@ -136,8 +136,8 @@ class Windows:
             doomed: list[Change] = []
             of, kept = self._kept_from.get(partition, (epoch, 0))
             after = kept if of == epoch else 0
-            ranges = [(_from(CLOSED, size, after), _from(CLOSED, size, before)) for size in SIZES_MS]
-            for start, stop in (*ranges, (TURN + _digits(after), TURN + _digits(before))):
+            ranges = [(first_key(CLOSED, size, after), first_key(CLOSED, size, before)) for size in SIZES_MS]
+            for start, stop in (*ranges, (TURN + time_digits(after), TURN + time_digits(before))):
                 async for key, _ in self._slices.scan(partition, start, stop, PURGED_AT_ONCE - len(doomed)):
                     doomed.append((key, None))
             await self._slices.write(partition, epoch, doomed)
@@ -153,8 +153,8 @@ class Windows:
     async def _close_next(self, partition: int, size: int, start: int, end: int, publish: Publish) -> int:
         """Close the first open window of [start, end); return where the one after it may start."""
         epoch = self._rows.epoch(partition)
-        found = next(self._rows.after(partition, _from(OPEN, size, start)), None)
-        if found is None or found[0] >= _from(OPEN, size, end):
+        found = next(self._rows.after(partition, first_key(OPEN, size, start)), None)
+        if found is None or found[0] >= first_key(OPEN, size, end):
             return end
         window = Cell.of(found[0]).start
         opened = await self._window(partition, OPEN, size, window)
@@ -184,7 +184,7 @@ class Windows:
 
     async def _window(self, partition: int, state: str, size: int, start: int) -> dict[Cell, Row]:
         """Return a window's rows of a state."""
-        scan = self._slices.scan(partition, _from(state, size, start), _from(state, size, start + 1))
+        scan = self._slices.scan(partition, first_key(state, size, start), first_key(state, size, start + 1))
         return {Cell.of(key): _row.decode(value) async for key, value in scan}
 
     async def _announce(self, partition: int, size: int, end: int, publish: Publish) -> None:
@@ -207,7 +207,7 @@ class Windows:
         before = _purged(self._rows, partition)
         horizon = purgeable(now, latest=self._latest.get(partition, 0), keep=keep)
         horizon = min([horizon, *(start_of(cell.start, LARGEST_MS) for cell in self._first_open(partition))])
-        start, stop = _from(CLOSED, LARGEST_MS, before), _from(CLOSED, LARGEST_MS, horizon)
+        start, stop = first_key(CLOSED, LARGEST_MS, before), first_key(CLOSED, LARGEST_MS, horizon)
         async for key, _ in self._slices.scan(partition, start, stop, ROWS_AT_ONCE):
             before = Cell.of(key).start + LARGEST_MS
         if before != _purged(self._rows, partition):
@@ -218,8 +218,8 @@ class Windows:
         """Yield the place of the first open row of each size."""
         for size in SIZES_MS:
             start = self._first_start(partition, size)
-            found = next(self._rows.after(partition, _from(OPEN, size, start)), None)
-            if found is not None and found[0] < _from(OPEN, size, END_OF_TIME - 1):
+            found = next(self._rows.after(partition, first_key(OPEN, size, start)), None)
+            if found is not None and found[0] < first_key(OPEN, size, END_OF_TIME):
                 yield Cell.of(found[0])
 
     def _first_start(self, partition: int, size: int) -> int:
@@ -252,14 +252,14 @@ class _Batch:
     def add(self, offset: int, turn: Turn) -> None:
         """Add a turn to each of its windows that does not have it."""
         ended = turn.ended_at
-        if not 0 <= ended < END_OF_TIME:
+        if not 0 <= ended <= END_OF_TIME:
             self.refused[offset] = BadRecord(f"a turn cannot have ended at {ended}")
             return
         if ended < self._purged:
             self.refused[offset] = TooLate(f"its windows, which end by {self._purged}, are not corrected any more")
             self.counted["too_late"] += 1
             return
-        key = TURN + _digits(ended) + turn.turn_id
+        key = TURN + time_digits(ended) + turn.turn_id
         if self._offset_of(key, offset) < offset:
             self.counted["repeated"] += 1
             return
@@ -319,15 +319,6 @@ def _purged(rows: Rows, partition: int) -> int:
     """Return the moment before which nothing is kept."""
     found = rows.row(partition, PURGED)
     return 0 if found is None else _number.decode(found)
-
-
-def _digits(moment: int) -> str:
-    return f"{moment:015d}"
-
-
-def _from(state: str, size: int, start: int = 0) -> str:
-    """Return what comes right before the rows of windows of a size from a start on."""
-    return f"{state}{size:07d}{_digits(start)}"
 
 
 windows = Windows(

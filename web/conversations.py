@@ -187,14 +187,7 @@ async def _near(site: Site, conversation_id: str) -> tuple[list[TurnInConversati
 
 def whole(row: "Conversation | StoredConversation", part: Turns) -> WholeConversation:
     """Return a conversation as clients see it, with a part of its turns."""
-    return WholeConversation(
-        id=row.conversation_id,
-        title=row.title,
-        created_at=rfc3339(row.created_at),
-        updated_at=rfc3339(row.updated_at),
-        metadata=row.metadata,
-        **part._asdict(),
-    )
+    return WholeConversation(**msgspec.structs.asdict(view(row)), **part._asdict())
 
 
 def _parent(question: Question, before: list[TurnInConversation]) -> str | None:

@@ -11,7 +11,7 @@ from aiohttp import web
 from domain.errors import BadRecord, SinkUnavailable
 from domain.history import Owner, StoredTurn
 from domain.ids import Place, place_of
-from domain.turns import NOT_ANSWERED
+from domain.turns import is_refusal
 from streams.records import Question, Turn, W, decode
 from web.auth import who
 from web.belonging import is_there
@@ -62,7 +62,6 @@ async def _archived(request: web.Request, turn_id: str, place: Place) -> Turn | 
 
 
 def _record(turn: StoredTurn, identity: Identity) -> Turn:
-    refused = turn.error is not None and turn.error.code in NOT_ANSWERED
     return Turn(
         turn_id=turn.turn_id,
         conversation_id=turn.conversation_id,
@@ -81,7 +80,7 @@ def _record(turn: StoredTurn, identity: Identity) -> Turn:
         ended_at=turn.ended_at,
         parent=turn.parent,
         prompt=turn.prompt,
-        stateless=not turn.in_conversation and not refused,
+        stateless=not turn.in_conversation and not is_refusal(turn.error),
         metadata=turn.metadata,
     )
 

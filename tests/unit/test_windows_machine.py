@@ -42,6 +42,7 @@ class WindowMachine(RuleBasedStateMachine):
         self.log: list[Turn] = []
         self.handled = self.committed = 0
         self.counted: dict[str, Turn] = {}
+        self.begun: dict[str, Turn] = {}  # may be in the rows, though adding them broke off
         self.refused: dict[str, Turn] = {}
         self.parts: dict[Window, Part] = {}
         self.begin()
@@ -60,9 +61,10 @@ class WindowMachine(RuleBasedStateMachine):
         self.now = self.latest_clock = max([self.now, *(turn.ended_at for turn in self.log)]) + LARGEST_MS + GRACE
         self.handle(len(self.log))
         self.tick()
+        assert {turn.turn_id for turn in self.log} == self.counted.keys() | self.refused.keys()
+        self.begun = {turn_id: turn for turn_id, turn in self.begun.items() if turn_id in self.refused}
         for size in SIZES_MS:
             self.check(size, self.now)
-        assert {turn.turn_id for turn in self.log} == self.counted.keys() | self.refused.keys()
         self.loop.close()
 
     # -- what happens to the log and the clock
@@ -113,7 +115,11 @@ class WindowMachine(RuleBasedStateMachine):
 
     def handle(self, count: int) -> None:
         turns = dict(list(enumerate(self.log))[self.handled : self.handled + count])
-        refused = self.run(self.windows.add(0, turns))
+        try:
+            refused = self.run(self.windows.add(0, turns))
+        except BaseException:
+            self.begun |= {turn.turn_id: turn for turn in turns.values()}
+            raise
         self.note(turns, refused)
         self.handled += len(turns)
 
@@ -157,15 +163,26 @@ class WindowMachine(RuleBasedStateMachine):
         self.parts[window] = part
 
     def check(self, size: int, through: int) -> None:
-        """Every window that ended by then has what was counted in it, and no other has anything that was not."""
-        truth: dict[int, Counter[Dimensions]] = {}
-        for turn in self.counted.values():
-            counts = truth.setdefault(start_of(turn.ended_at, size), Counter())
-            counts[Dimensions(turn.tenant, turn.model, turn.prompt, turn.outcome)] += 1
-        for start, counts in truth.items():
+        """Every window that ended by then has what was counted in it, and none has anything that was not begun."""
+        counted, begun = self.counts(self.counted, size), self.counts(self.counted | self.begun, size)
+        parts = {
+            start: Counter({row.dimensions: row.measures.turns for row in part.rows})
+            for (of, start), part in self.parts.items()
+            if of == size
+        }
+        for start, counts in counted.items():
             if start + size <= through:
-                assert {row.dimensions: row.measures.turns for row in self.parts[size, start].rows} == counts
-        assert {start for of, start in self.parts if of == size} <= truth.keys()
+                assert counts <= parts[start]
+        for start, counts in parts.items():
+            assert counts <= begun[start]
+
+    def counts(self, turns: dict[str, Turn], size: int) -> dict[int, Counter[Dimensions]]:
+        """Return how many turns of which dimensions each window has."""
+        windows: dict[int, Counter[Dimensions]] = {}
+        for turn in turns.values():
+            counts = windows.setdefault(start_of(turn.ended_at, size), Counter())
+            counts[Dimensions(turn.tenant, turn.model, turn.prompt, turn.outcome)] += 1
+        return windows
 
     # -- what goes wrong
 
