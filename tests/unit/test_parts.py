@@ -311,9 +311,11 @@ class PartsMachine(RuleBasedStateMachine):
         except Died:
             self.start_again()
             self.run(self.parts.take(0, {7: found}))  # it was not acknowledged
+        except NotOwner:  # which "move" says, and then there is a new epoch
+            self.parts = self.begin()
+            self.run(self.parts.take(0, {7: found}))
         except Retriable:
             self.rows.room = None
-            self.parts = self.begin()
             self.run(self.parts.take(0, {7: found}))
         known = self.truth.get((partition, start))
         if known is None or (known.epoch, known.revision) <= (epoch, revision):
