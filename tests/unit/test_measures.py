@@ -12,7 +12,7 @@ import jsonschema
 import msgspec
 import pytest
 from ddsketch import DDSketch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from domain.generation import Usage
@@ -36,6 +36,7 @@ from tables.measures import (
 from tables.metric_rows import METRIC_TYPES, MetricRow, rows_of
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/metrics.v1.schema.json").read_text())
+ROUNDED_MS = 0.0005  # quantiles are given to the microsecond
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
 counts = st.integers(0, 10**9)
 bins = st.dictionaries(st.integers(bin_of(LEAST_MS), bin_of(MOST_MS)), st.integers(1, 10**6), max_size=8)
@@ -71,6 +72,7 @@ def test_a_sum_comes_back_from_the_wire_as_it_was(a: Measures) -> None:
     assert decode(encode(part), Part) == part
 
 
+@example([0.21875], 0.0)
 @given(st.lists(st.floats(LEAST_MS, MOST_MS), min_size=1), st.sampled_from([0.0, 0.5, 0.95, 0.99, 1.0]))
 def test_a_quantile_is_within_one_percent_of_the_true_one(values: list[float], share: float) -> None:
     sketch: dict[int, int] = {}
@@ -80,7 +82,8 @@ def test_a_quantile_is_within_one_percent_of_the_true_one(values: list[float], s
     found = quantile(sketch, share)
 
     true = sorted(values)[int(share * (len(values) - 1))]
-    assert found == pytest.approx(true, rel=ACCURACY * 1.001, abs=0.001)
+    assert found is not None
+    assert abs(found - true) <= true * ACCURACY * 1.001 + ROUNDED_MS
 
 
 def test_a_sketch_is_that_of_the_library() -> None:
