@@ -39,6 +39,7 @@ async def answer_one(job: Job) -> None:
             await not_asked_twice(job)
             app.runner.answers(job)
             await Answer(job, logged).until_ended()
+        job.ended.set()
         # A turn that was stopped while it waited has ended before the one that it follows.
         await job.first.wait()
         await close(question, logged)

@@ -20,7 +20,7 @@ async def carry_out(order: Control, _partition: int) -> None:
     metrics.controls.labels(order.action).inc()
     match order.action:
         case "stop":
-            app.runner.stop(order.turn_id)
+            await app.runner.stop(order.turn_id)
         case "create":
             await conversations.create(order)
         case "rename":

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 
 from domain.backoff import pause
-from domain.errors import Rejected
+from domain.errors import NotOwner, Rejected
 from domain.fair_queue import FairQueue
 from domain.turns import CONVERSATION_BUSY, DUPLICATE_REQUEST, Failure
 from streams.patience import MAX_ATTEMPTS, may_pass
@@ -114,11 +114,13 @@ class Job:
     ``stopping`` is set when somebody asked to stop its answer, ``refusal`` when it must not be answered at all;
     either way it may run before its time. ``first`` is set when no turn before it in its conversation is open:
     only then may its turn be closed. ``answering``: it is known not to have ended before this worker had it.
+    ``ended`` is set when the log has the turn's end, which may be long before it can be closed.
     """
 
     __slots__ = (
         "answering",
         "done",
+        "ended",
         "event",
         "first",
         "has_place",
@@ -135,6 +137,7 @@ class Job:
         self.partition = event.message.partition
         self.stopping = asyncio.Event()
         self.first = asyncio.Event()
+        self.ended = asyncio.Event()
         self.refusal: Failure | None = None
         self.answering = False
         self.has_place = False
@@ -169,6 +172,7 @@ class TurnRunner:
         self._holding_back = False
         self._taken: dict[int, tuple[int, int]] = {}  # by partition: generation, next offset
         self._stops: dict[str, None] = {}
+        self._handed_over = False
 
     # -- what others ask
 
@@ -186,8 +190,14 @@ class TurnRunner:
         generation, taken = self._taken.get(partition, (UNKNOWN, UNKNOWN))
         return max(start, taken) if start >= 0 and generation == self.group.generation else start
 
-    def stop(self, turn_id: str) -> bool:
-        """Ask a turn to stop. One that is not here yet is stopped when it arrives (controls can overtake)."""
+    async def stop(self, turn_id: str) -> None:
+        """Ask a turn to stop; return when it has ended. Raises `NotOwner` if it is handed over before.
+
+        Then whoever takes it up has to hear of the stop as well. A turn that is not here yet is stopped when it
+        arrives (controls can overtake), and not waited for: it may be one that ended long ago.
+        """
+        if self._handed_over:
+            raise NotOwner("this worker has handed its turns over")
         found = [job for lane in self._lanes.values() for job in lane if job.question.turn_id == turn_id]
         for job in found:
             self._stop(job)
@@ -195,7 +205,8 @@ class TurnRunner:
             self._stops[turn_id] = None
             while len(self._stops) > MAX_STOPS:
                 del self._stops[next(iter(self._stops))]
-        return bool(found)
+        for job in found:
+            await _end_of(job)
 
     def stop_all(self, conversation_id: str) -> None:
         """Ask all turns of a conversation to stop."""
@@ -395,6 +406,7 @@ class TurnRunner:
 
     async def hand_over(self) -> None:
         """Cancel all jobs without acknowledgement. Each breaks off between two tokens."""
+        self._handed_over = True
         await self._cancel(list(self._jobs.values()))
 
     async def _cancel(self, jobs: Iterable[Job]) -> None:
@@ -411,6 +423,17 @@ class TurnRunner:
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
             log.info("turns handed over", turns=len(tasks))
+
+
+async def _end_of(job: Job) -> None:
+    """Return when a job's turn has ended, or was set aside; raises `NotOwner` if the job was cancelled before."""
+    ended = asyncio.create_task(job.ended.wait())
+    try:
+        await asyncio.wait({ended, *filter(None, [job.task])}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()
+    if not (job.ended.is_set() or job.done):
+        raise NotOwner("the turn was handed over before it had ended")
 
 
 def _place(job: Job) -> Place:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from domain.errors import LogUnavailable, Rejected
+from domain.errors import LogUnavailable, NotOwner, Rejected
 from domain.turns import Failure
 from streams.patience import MAX_ATTEMPTS
 from streams.records import Question
@@ -25,6 +25,8 @@ class Answers:
         self.had_ended: set[str] = set()
         self.ended: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
+        self.log = asyncio.Event()  # the token log, which takes an end while this is set
+        self.log.set()
         self.fail: dict[str, list[Exception]] = {}
         self.set_aside: list[tuple[int, str]] = []
         self.refuse_aside = 0
@@ -35,6 +37,7 @@ class Answers:
         if self.fail.get(turn_id):
             raise self.fail[turn_id].pop(0)
         if turn_id in self.had_ended:
+            job.ended.set()
             return
         self.runner.answers(job)
         if job.refusal is not None:
@@ -45,7 +48,9 @@ class Answers:
             _, pending = await asyncio.wait((gate, stopped), return_when=asyncio.FIRST_COMPLETED)
             for each in pending:
                 each.cancel()
+        await self.log.wait()
         self.logged.append(turn_id)
+        job.ended.set()
         await job.first.wait()
         self.ended.append(turn_id)
 
@@ -323,9 +328,9 @@ async def test_a_queued_turn_that_is_stopped_ends_at_once_and_closes_after_the_o
     group.ask("a2", "a")
     await until(lambda: len(runner.in_work("a")) == 2)
 
-    assert runner.stop("a2")
+    await runner.stop("a2")
 
-    await until(lambda: answers.logged == ["a2"])
+    assert answers.logged == ["a2"]
     assert (answers.ended, runner.running) == ([], 1)
     answers.end("a1")
     await until(lambda: answers.ended == ["a1", "a2"])
@@ -337,7 +342,7 @@ async def test_a_stop_needs_no_place(group: FakeGroup, answers: Answers, runner:
         group.ask(name, name)
     await until(lambda: runner.held == 1)
 
-    runner.stop("d")
+    await runner.stop("d")
 
     await until(lambda: answers.ended == ["d"])
     assert (runner.running, runner.held) == (3, 0)
@@ -418,11 +423,69 @@ async def test_the_position_is_where_delivery_began_or_what_was_taken(
 async def test_a_stop_that_overtakes_its_question_stops_it_all_the_same(
     group: FakeGroup, answers: Answers, runner: TurnRunner
 ) -> None:
-    assert runner.stop("a1") is False
+    await runner.stop("a1")
 
     group.ask("a1", "a")
 
     await until(lambda: answers.ended == ["a1"])
+
+
+async def test_a_stop_is_done_with_once_the_end_is_logged(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    answers.log.clear()
+
+    stop = asyncio.create_task(runner.stop("a1"))
+    await until(runner.jobs_of("a")[0].stopping.is_set)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not stop.done()
+    answers.log.set()
+
+    await asyncio.wait_for(stop, 5)
+    assert answers.logged == ["a1"]
+
+
+async def test_a_stop_of_a_turn_that_goes_to_another_worker_before_its_end_is_not_done_with(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    answers.log.clear()
+    stop = asyncio.create_task(runner.stop("a1"))
+    await until(runner.jobs_of("a")[0].stopping.is_set)
+
+    await runner.keep(set())
+
+    with pytest.raises(NotOwner):
+        await asyncio.wait_for(stop, 5)
+
+
+async def test_a_worker_that_has_handed_over_takes_no_stop(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    await runner.hand_over()
+
+    with pytest.raises(NotOwner):
+        await runner.stop("a1")
+
+
+async def test_a_stop_of_a_turn_that_is_set_aside_is_done_with(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    answers.fail["a2"] = [Rejected("no")]
+    group.ask("a2", "a")
+    await until(lambda: len(runner.jobs_of("a")) == 2)
+
+    stop = asyncio.create_task(runner.stop("a2"))
+    answers.end("a1")
+
+    await asyncio.wait_for(stop, 5)
+    assert [reason for _, reason in answers.set_aside] == ["no"]
 
 
 async def test_on_shutdown_answers_are_handed_over_unacknowledged(
