@@ -178,7 +178,8 @@ class SearchIndex:
         keys = {offset: Erasure(row.tenant, row.user_id, row.conversation_id).key for offset, row in rows.items()}
         place, erased, actions = await asyncio.gather(
             self._place(span, again=again),
-            self._get(self._erased, {MARK, *keys.values()}),
+            # The mark first: what an erasure writes while this is read has then moved a mark that is older here.
+            self._get(self._erased, [MARK, *dict.fromkeys(keys.values())]),
             _encoded(rows, self.action),
         )
         wanted = {offset: lines for offset, lines in actions.items() if keys[offset] not in erased}
