@@ -430,15 +430,20 @@ async def test_a_stop_that_overtakes_its_question_stops_it_all_the_same(
     await until(lambda: answers.ended == ["a1"])
 
 
-async def test_a_stop_is_done_with_once_the_end_is_logged(
-    group: FakeGroup, answers: Answers, runner: TurnRunner
-) -> None:
+async def stop_without_a_log(group: FakeGroup, answers: Answers, runner: TurnRunner) -> "asyncio.Task[None]":
+    """Return the stop of an answer whose end the log does not take yet."""
     group.ask("a1", "a")
     await until(lambda: answers.begun == ["a1"])
     answers.log.clear()
-
     stop = asyncio.create_task(runner.stop("a1"))
     await until(runner.jobs_of("a")[0].stopping.is_set)
+    return stop
+
+
+async def test_a_stop_is_done_with_once_the_end_is_logged(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    stop = await stop_without_a_log(group, answers, runner)
     for _ in range(10):
         await asyncio.sleep(0)
     assert not stop.done()
@@ -451,11 +456,7 @@ async def test_a_stop_is_done_with_once_the_end_is_logged(
 async def test_a_stop_of_a_turn_that_goes_to_another_worker_before_its_end_is_not_done_with(
     group: FakeGroup, answers: Answers, runner: TurnRunner
 ) -> None:
-    group.ask("a1", "a")
-    await until(lambda: answers.begun == ["a1"])
-    answers.log.clear()
-    stop = asyncio.create_task(runner.stop("a1"))
-    await until(runner.jobs_of("a")[0].stopping.is_set)
+    stop = await stop_without_a_log(group, answers, runner)
 
     await runner.keep(set())
 
