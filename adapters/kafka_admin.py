@@ -39,6 +39,8 @@ class Spec(Protocol):
     def compacted(self) -> bool: ...  # noqa: D102
     @property
     def expires(self) -> bool: ...  # noqa: D102
+    @property
+    def record_bytes(self) -> int: ...  # noqa: D102
 
 
 async def ensure_topics(bootstrap: str, specs: Iterable[Spec], *, patience: float = 30.0) -> None:
@@ -94,6 +96,8 @@ def _new_topic(spec: Spec) -> NewTopic:
         config |= {"cleanup.policy": "compact,delete" if spec.expires else "compact", "delete.retention.ms": kept}
     if spec.expires or not spec.compacted:
         config |= {"retention.ms": kept, "segment.ms": segment}
+    if spec.record_bytes:
+        config |= {"max.message.bytes": str(spec.record_bytes)}
     return NewTopic(spec.name, spec.partitions, spec.replication, config=config)
 
 

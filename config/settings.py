@@ -258,6 +258,34 @@ class Settings(BaseSettings):
         description="Goes before the name of every index, for several installations on one Elasticsearch.",
     )
 
+    # -- documents
+    retrieval: Literal["on", "off"] = Field(
+        "on",
+        description="`on`: `headrace` answers from the documents that its user may read. `off`: no document is searched"
+        " or learned, and no embedding model is loaded.",
+    )
+    retrieval_seconds: Seconds = Field(
+        3.0,
+        description="How long a search for passages may take. Then the answer says that it does without documents.",
+    )
+    passages: Annotated[int, Field(ge=1, le=50)] = Field(5, description="Most passages that a prompt is given.")
+    passage_tokens: Positive = Field(
+        1536, description="Most model tokens that these take of HEADRACE_CONTEXT_TOKENS; half of it at most."
+    )
+    embedding_model: str = Field(
+        "all-MiniLM-L6-v2",
+        description="The model that turns texts into vectors: the built-in all-MiniLM-L6-v2, the folder of another"
+        " sentence-transformers model, or a name that HEADRACE_EMBEDDING_URL knows.",
+    )
+    embedding_url: str = Field(
+        "",
+        description="A server with OpenAI's `/embeddings`, with its path (usually /v1) and the key OPENAI_API_KEY."
+        " Empty: a process beside each worker computes the vectors.",
+    )
+    document_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = Field(
+        8 << 20, description="Largest document, as a file or text. Kafka keeps it as one record."
+    )
+
     # -- metrics topics
     metrics_grace_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         5.0,

@@ -455,6 +455,7 @@ def create_app(chat_settings: Settings) -> ChatApp:
         consumer_auto_offset_reset="earliest",
         producer_acks=-1,
         producer_request_timeout=30.0,
+        producer_max_request_size=max(1 << 20, Topics.of(chat_settings).documents.record_bytes),
         stream_wait_empty=True,
         web_host="127.0.0.1",
         web_bind="",

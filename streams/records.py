@@ -92,6 +92,26 @@ class Turn(Wire, frozen=True, kw_only=True):
     fingerprint: str = ""
 
 
+class Document(Wire, frozen=True, kw_only=True):
+    """A document to learn; its key is `document_key`. A record without a value forgets the document of its key.
+
+    It has a ``text`` (Markdown, or plain), or a ``file`` of the ``media_type``. ``readers``: the users of the tenant
+    who may find it; none: all of them. ``at``: Unix ms. ``user``: who gave it.
+    """
+
+    document_id: str
+    tenant: str
+    user: str
+    title: str = ""
+    text: str = ""
+    file: bytes = b""
+    media_type: str = "text/markdown"
+    url: str = ""
+    readers: list[str] = []
+    metadata: dict[str, Any] = {}
+    at: int = 0
+
+
 class DeadLetter(Wire, frozen=True, kw_only=True):
     """A record that could not be decoded or handled, with where it stood and why it was set aside."""
 
@@ -106,6 +126,11 @@ class DeadLetter(Wire, frozen=True, kw_only=True):
 
 
 W = TypeVar("W", bound=Wire)
+
+
+def document_key(tenant: str, document_id: str) -> str:
+    """Return the key of a document's records: two tenants may give their documents the same id."""
+    return f"{tenant}/{document_id}"
 
 
 def encode(record: Wire) -> bytes:

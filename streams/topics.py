@@ -24,7 +24,8 @@ WINDOWS: Final = dict(zip(SIZES_MS, ("10s", "1m", "5m"), strict=True))
 class TopicSpec:
     """A topic as it is created. ``retention`` in seconds; of a compacted topic, that of its deletions.
 
-    ``expires``: a compacted topic that also forgets its latest records after the retention.
+    ``expires``: a compacted topic that also forgets its latest records after the retention. ``record_bytes``: how
+    large a record may be, where that is more than Kafka's usual 1 MB.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TopicSpec:
     retention: float
     compacted: bool = False
     expires: bool = False
+    record_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Topics:
     turns: TopicSpec
     parts: TopicSpec
     metrics: Mapping[tuple[str, int], TopicSpec]  # by metric and size of the window
+    documents: TopicSpec
     dead_letters: TopicSpec
     workers: TopicSpec
 
@@ -68,6 +71,14 @@ class Topics:
             turns=topic("chat.turns.v1", settings.turns_days),
             parts=topic("chat.metrics.parts.v1", settings.questions_days),
             metrics={(name, size): metric(name, size) for name in METRICS for size in SIZES_MS},
+            documents=TopicSpec(
+                settings.topic_prefix + "chat.documents.v1",
+                settings.partitions,
+                settings.replication,
+                30 * DAY,
+                compacted=True,
+                record_bytes=settings.document_bytes * 3 // 2,  # a file in JSON takes 4/3 of its size
+            ),
             dead_letters=topic("chat.dead-letters.v1", settings.turns_days),
             # Beats, which everyone writes and reads, so they are in one partition. Nobody reads an old one.
             workers=TopicSpec(settings.topic_prefix + "chat.workers.v1", 1, settings.replication, HOUR),
@@ -76,7 +87,7 @@ class Topics:
     def all(self) -> list[TopicSpec]:
         """Return all topics but the changelogs of tables."""
         of_conversations = [self.questions, self.controls, self.tokens, self.turns, self.dead_letters]
-        return [*of_conversations, self.parts, *self.metrics.values(), self.workers]
+        return [*of_conversations, self.documents, self.parts, *self.metrics.values(), self.workers]
 
 
 def changelog(name: str, settings: Settings) -> TopicSpec:

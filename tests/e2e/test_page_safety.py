@@ -61,6 +61,7 @@ async def test_links_open_apart_and_lead_to_the_web_only(page: Page, server: Pag
     await expect_ended(page)
 
     links = last_answer(page).locator("a")
+    await expect(links).to_have_count(2)
     assert await links.evaluate_all(
         "all => all.map(a => [a.textContent, a.getAttribute('href'), a.target, a.rel])"
     ) == [
