@@ -19,6 +19,7 @@ from config.settings import Settings
 from domain.errors import SinkUnavailable
 from domain.generation import Usage
 from domain.history import Owner, StoredConversation, StoredTurn
+from domain.knowledge import Citation
 from domain.turns import Failure, Timings
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def _turn(row: TupleRow) -> StoredTurn:
     (
         turn_id, conversation_id, parent, input_, answer, model, prompt, outcome, finish, error_code, error_message,
         input_tokens, output_tokens, started_ms, first_token_ms, total_ms, claims, asked_at, ended_at, in_conversation,
-        metadata,
+        metadata, citations,
     ) = row  # fmt: skip
     return StoredTurn(
         turn_id=turn_id,
@@ -145,6 +146,7 @@ def _turn(row: TupleRow) -> StoredTurn:
         ended_at=_milliseconds(ended_at),
         in_conversation=in_conversation,
         metadata=metadata,
+        citations=[Citation(**each) for each in citations],
     )
 
 

@@ -41,6 +41,8 @@ class Spec(Protocol):
     def expires(self) -> bool: ...  # noqa: D102
     @property
     def record_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def compacted_within(self) -> float: ...  # noqa: D102
 
 
 async def ensure_topics(bootstrap: str, specs: Iterable[Spec], *, patience: float = 30.0) -> None:
@@ -96,6 +98,8 @@ def _new_topic(spec: Spec) -> NewTopic:
         config |= {"cleanup.policy": "compact,delete" if spec.expires else "compact", "delete.retention.ms": kept}
     if spec.expires or not spec.compacted:
         config |= {"retention.ms": kept, "segment.ms": segment}
+    if spec.compacted_within:
+        config["max.compaction.lag.ms"] = str(int(spec.compacted_within * 1000))
     if spec.record_bytes:
         config |= {"max.message.bytes": str(spec.record_bytes)}
     return NewTopic(spec.name, spec.partitions, spec.replication, config=config)

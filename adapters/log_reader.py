@@ -31,11 +31,12 @@ FIND_WITHIN_MS: Final = 60_000
 
 
 class Record(NamedTuple):
-    """A record as it stands in the log."""
+    """A record as it stands in the log. ``at_ms``: its time, in Unix ms. One without a value has an empty one."""
 
     offset: int
     key: bytes
     value: bytes
+    at_ms: int = 0
 
 
 class LogReader:
@@ -112,7 +113,8 @@ class LogReader:
 
         def visit(record: Message) -> bool:
             nonlocal size
-            found = Record(record.offset() or 0, record.key() or b"", record.value() or b"")
+            _, at_ms = record.timestamp()
+            found = Record(record.offset() or 0, record.key() or b"", record.value() or b"", at_ms)
             records.append(found)
             size += len(found.value)
             return len(records) >= most or size >= most_bytes

@@ -47,6 +47,11 @@ class _Listed(msgspec.Struct):
     id: str
 
 
+class _Tokens(msgspec.Struct):
+    tokens: list[Any] = []
+    count: int = 0
+
+
 class _List(msgspec.Struct):
     data: list[_Listed] = []
 
@@ -143,6 +148,25 @@ class Model:
             raise
         except msgspec.DecodeError as error:
             raise ModelBusy(f"the model server's list of models cannot be read: {error}") from error
+
+    async def tokenize(self, model: str, text: str) -> int | None:
+        """Return how many tokens a model makes of a text, None if the server does not count. Raises `ChatError`."""
+        root = str(self._client.base_url).rstrip("/").removesuffix("/v1")
+        # llama.cpp calls it content, vLLM prompt; neither minds the other.
+        body = {"model": model, "content": text, "prompt": text, "add_special_tokens": False}
+        with failures_translated():
+            try:
+                response = await self._client.post(
+                    f"{root}/tokenize", cast_to=httpx2.Response, body=body, options={"max_retries": 0}
+                )
+                counted = msgspec.json.decode(response.content, type=_Tokens)
+            except APIStatusError as error:
+                if error.status_code < 500 and error.status_code != 429:
+                    return None
+                raise
+            except msgspec.DecodeError:
+                return None
+        return counted.count or len(counted.tokens) or None
 
 
 class Counted:

@@ -16,6 +16,7 @@ import structlog
 
 from adapters.model import open_model
 from adapters.resuming import Server, open_resuming
+from adapters.token_counts import TokenCounts, Tokenize
 from config import metrics
 from config.settings import Settings
 from domain.breaker import Breaker, State
@@ -44,7 +45,14 @@ class Member:
 class ModelGroup:
     """See the module. `open_model_group` makes it."""
 
-    def __init__(self, members: Sequence[Member], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        counts: TokenCounts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts = counts or TokenCounts()
         self._members = members
         self._clock = clock
         for member in members:
@@ -115,6 +123,7 @@ class ModelGroup:
     async def _ask(self, member: Member, generation: Generation) -> AsyncGenerator[list[Delta], None]:
         """Ask one server, and learn from what becomes of it."""
         breaker, begun = member.breaker, False
+        last: list[Delta] = []
         breaker.asked(self._clock())
         self._note(member)
         member.asked += 1
@@ -126,8 +135,11 @@ class ModelGroup:
                         begun = True
                         breaker.answered()
                         self._note(member)
+                    last = deltas
                     yield deltas
             breaker.completed()
+            if last and (usage := last[-1].usage) is not None:
+                self.counts.learn(generation, usage.input_tokens)
         except KeyRefused:
             breaker.failed(self._clock(), retry_after=KEY_SECONDS if len(self._members) > 1 else None)
             raise
@@ -163,10 +175,12 @@ async def open_model_group(
     """Open the model servers that the settings name. Connects to nothing until something is asked."""
     async with AsyncExitStack() as stack:
         members = []
+        tokenize: list[Tokenize] = []
         for url, weight in settings.model_urls:
             one = settings.model_copy(update={"openai_base_url": url})
             model = await stack.enter_async_context(open_model(one, clock=clock))
+            tokenize.append(model.tokenize)
             name = urlsplit(url).netloc.rpartition("@")[2]
             resuming = await stack.enter_async_context(open_resuming(model, settings.model_resume, name=name))
             members.append(Member(resuming, name=name, weight=weight))
-        yield ModelGroup(members, clock=clock)
+        yield ModelGroup(members, counts=TokenCounts(tokenize, clock=clock), clock=clock)

@@ -103,6 +103,7 @@ class SearchIndex:
         self._months = f"{prefix}turns-*"
         self._progress = f"{prefix}progress"
         self._erased = f"{prefix}erased"
+        self._answers = f"{prefix}answers-*"  # what `adapters.answer_cache` keeps of turns
 
     async def prepare(self) -> None:
         """Make the indices that are missing, and the template of those of the months."""
@@ -219,7 +220,7 @@ class SearchIndex:
             await client.index(index=self._erased, id=MARK, document={})
         async with self._elastic.client() as client:
             # What was written a moment ago is not found yet.
-            await client.indices.refresh(index=self._months)
+            await client.indices.refresh(index=[self._months, self._answers])
         for tenant, user in {(each.tenant, each.user_id) for each in erasures}:
             theirs = [str(each.conversation_id) for each in erasures if (each.tenant, each.user_id) == (tenant, user)]
             await self._delete_all(tenant, user, theirs)
@@ -237,7 +238,7 @@ class SearchIndex:
         async with self._elastic.client() as client:
             # A document that is written again meanwhile is a conflict, and makes all of it be tried again.
             await client.options(ignore_status=404).delete_by_query(
-                index=self._months, query={"bool": {"filter": wanted}}, refresh=True
+                index=[self._months, self._answers], query={"bool": {"filter": wanted}}, refresh=True
             )
 
     # -- requests

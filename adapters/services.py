@@ -5,12 +5,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from adapters.answer_cache import AnswerCache, open_answer_cache
+from adapters.document_status import DocumentStatuses
 from adapters.elastic import open_elastic
+from adapters.embedder import Embedders, open_embedders
 from adapters.history import History, open_history
 from adapters.log_reader import LogReader, open_log_reader
+from adapters.memory_store import MemoryStore
 from adapters.metric_store import MetricStore
 from adapters.model_group import ModelGroup, open_model_group
+from adapters.parsers import Parsers
+from adapters.passage_index import PassageIndex
 from adapters.postgres import Postgres, open_postgres
+from adapters.retriever import Retriever
 from adapters.search_index import SearchIndex
 from adapters.token_log import TokenLog, open_token_log
 from adapters.turn_store import TurnStore
@@ -35,6 +42,13 @@ class Services:
     search_index: SearchIndex
     metric_store: MetricStore
     history: History
+    embedders: Embedders
+    passage_index: PassageIndex
+    retriever: Retriever
+    documents: DocumentStatuses
+    parsers: Parsers
+    answer_cache: AnswerCache
+    memories: MemoryStore
 
 
 @asynccontextmanager
@@ -60,6 +74,10 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
         postgres = await stack.enter_async_context(open_postgres(settings))
         history = await stack.enter_async_context(open_history(settings))
         elastic = await stack.enter_async_context(open_elastic(settings))
+        embedders = await stack.enter_async_context(open_embedders(settings))
+        passage_index = PassageIndex(elastic, settings.index_prefix)
+        retriever = Retriever(embedders, passage_index, settings)
+        answer_cache = await stack.enter_async_context(open_answer_cache(elastic, settings, retriever.embedder))
         yield Services(
             token_log=token_log,
             log_reader=log_reader,
@@ -70,4 +88,11 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
             search_index=SearchIndex(elastic, settings.index_prefix),
             metric_store=MetricStore(postgres),
             history=history,
+            embedders=embedders,
+            passage_index=passage_index,
+            retriever=retriever,
+            documents=DocumentStatuses(elastic, settings.index_prefix),
+            parsers=Parsers(settings.document_bytes),
+            answer_cache=answer_cache,
+            memories=MemoryStore(elastic, settings.index_prefix),
         )

@@ -73,6 +73,18 @@ class TurnRow(NamedTuple):
     metadata: dict[str, Any]
 
 
+class CitationRow(NamedTuple):
+    """A passage that an answer was given as number ``n``, in the order of its columns."""
+
+    turn_id: UUID
+    ended_at: datetime
+    n: int
+    document_id: str
+    title: str
+    url: str | None
+    text: str
+
+
 class Order(NamedTuple):
     """What somebody wants of a conversation. ``title`` and ``metadata`` are None where they stay as they are."""
 
@@ -122,6 +134,9 @@ TURNS: Final = _table(
     "turns",
     **{name: _TYPES.get(kind, "text") for name, kind in TurnRow.__annotations__.items()},
 )
+CITATIONS: Final = _table(
+    "citations", **{name: _TYPES.get(kind, "text") for name, kind in CitationRow.__annotations__.items()}
+)
 CONVERSATIONS: Final = _table(
     "conversations", **{name: _TYPES.get(kind, "text") for name, kind in _Conversation.__annotations__.items()}
 )
@@ -161,18 +176,27 @@ class TurnStore:
 
     # -- turns
 
-    async def keep(self, span: Span, rows: Mapping[int, TurnRow], *, again: bool = False) -> None:
-        """Write the turns of a span, by offset; raises `Overtaken` and `SinkRefused`, and then wrote nothing.
+    async def keep(
+        self,
+        span: Span,
+        rows: Mapping[int, TurnRow],
+        citations: Iterable[CitationRow] = (),
+        *,
+        again: bool = False,
+    ) -> None:
+        """Write the turns of a span, by offset, and what they cite.
 
-        ``again``: they are there, perhaps, and written over; the progress is neither compared nor moved.
+        Raises `Overtaken` and `SinkRefused`, and then wrote nothing. ``again``: they are there, perhaps, and written
+        over; the progress is neither compared nor moved.
         """
         turns = list({row.turn_id: row for row in rows.values()}.values())  # of one that is there twice, the later
+        cited = list({(row.turn_id, row.n): row for row in citations}.values())
         async with self._postgres.connection() as connection:
             await self._make_months(connection, turns)
             try:
-                await _keep(connection, span, turns, anew=again, again=again)
+                await _keep(connection, span, turns, cited, anew=again, again=again)
             except psycopg.errors.UniqueViolation:
-                await _keep(connection, span, turns, anew=True, again=again)
+                await _keep(connection, span, turns, cited, anew=True, again=again)
             except _REFUSED as error:
                 reasons = await _reasons(connection, rows)
                 if not reasons:
@@ -204,7 +228,15 @@ class TurnStore:
                 await connection.execute(_ORDERS[order.action], order._asdict() | {"metadata": metadata})
 
 
-async def _keep(connection: Connection, span: Span, turns: Sequence[TurnRow], *, anew: bool, again: bool) -> None:
+async def _keep(
+    connection: Connection,
+    span: Span,
+    turns: Sequence[TurnRow],
+    cited: Sequence[CitationRow],
+    *,
+    anew: bool,
+    again: bool,
+) -> None:
     """Write a batch. ``anew``: turns of it are there, and are written over."""
     async with connection.transaction():
         await _take(connection, span, again=again)
@@ -212,9 +244,13 @@ async def _keep(connection: Connection, span: Span, turns: Sequence[TurnRow], *,
             ids = [row.turn_id for row in turns]
             await connection.execute("DELETE FROM turns WHERE turn_id = ANY(%b)", (ids,))
             await connection.execute("DELETE FROM usage WHERE turn_id = ANY(%b)", (ids,))
+            await connection.execute("DELETE FROM citations WHERE turn_id = ANY(%b)", (ids,))
         erased = await _keep_conversations(connection, turns)
         await copy_rows(connection, USAGE, [tuple(getattr(row, name) for name in BILLED) for row in turns])
         await copy_rows(connection, TURNS, [row for row in turns if row.conversation_id not in erased])
+        if cited:
+            kept = {row.turn_id for row in turns if row.conversation_id not in erased}
+            await copy_rows(connection, CITATIONS, [row for row in cited if row.turn_id in kept])
 
 
 async def _take(connection: Connection, span: Span, *, again: bool) -> None:

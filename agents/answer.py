@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from agents.generate import INSTRUCTIONS, Answer, asked_at
+from agents.generate import Answer, asked_at
+from agents.ground import GROUNDED, INSTRUCTIONS, citations_in, is_bare
 from config import metrics
 from domain.errors import LogUnavailable, Rejected
 from domain.tokens import TurnInLog, text_of
@@ -127,6 +128,7 @@ def finished(question: Question, logged: TurnInLog) -> Turn:
     start = msgspec.json.decode(logged.pieces[0].text, type=Start)
     end = msgspec.json.decode(logged.pieces[-1].text, type=End)
     stateless = bool(question.messages)
+    citations = citations_in(logged)
     asked = asked_at(question)
     return Turn(
         turn_id=question.turn_id,
@@ -145,8 +147,12 @@ def finished(question: Question, logged: TurnInLog) -> Turn:
         asked_at=asked,
         ended_at=asked + end.timings.total_ms,
         parent="" if stateless else conversations.parent_of(question),
-        prompt=INSTRUCTIONS.name,
+        prompt=(GROUNDED if citations else INSTRUCTIONS).name,
         stateless=stateless,
+        bare=is_bare(question),
+        citations=list(citations),
+        retrieval=end.retrieval,
+        cache=end.cache,
         metadata=question.metadata,
         replay_key=question.replay_key,
         fingerprint=question.fingerprint,

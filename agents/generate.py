@@ -1,7 +1,6 @@
-"""question, model -> claims, tokens, end"""
+"""question, seed, model -> claims, citations, tokens, end"""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import aclosing
 from time import monotonic
 from typing import Any, Final
@@ -9,24 +8,23 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from agents.ground import HEADRACE, Seed, has_begun, is_bare, seed
 from config import metrics
-from domain import prompt, reasons
+from domain import reasons
+from domain.answer_cache import Source
 from domain.backoff import pause
-from domain.conversation import parent_of_next, path_to
 from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected, TurnFailed
 from domain.generation import LIMITS, Delta, Generation, Usage
+from domain.grounding import CitationFilter, without_note
 from domain.ids import place_of
 from domain.tokens import Kind, Token, TurnInLog, next_epoch
 from domain.turns import End, Failure, Outcome, Start, Timings
 from streams.app import app, now_ms
 from streams.records import Question
 from streams.turn_runner import Job
-from tables import conversations
 
 log = structlog.get_logger(__name__)
 
-INSTRUCTIONS: Final = prompt.load_prompt()
-HEADRACE: Final = "headrace"  # the model name that means: the default model, with our instructions
 ZOMBIE_SECONDS: Final = 15.0  # how long to believe that a newer owner exists before taking the turn from it
 RUNAWAY: Final = 4  # pieces for each model token allowed, before a server that knows no limit is cut off
 
@@ -36,7 +34,8 @@ class Answer:
 
     A piece counts only if the fold of the log says so. So every attempt begins with a claim, and nothing of it is
     written before this worker has read its own claim back, which tells the text so far and the next number. A turn
-    of which the log has nothing yet can only begin at the beginning: its model is asked while the claim is under way.
+    of which the log has nothing yet can only begin at the beginning: while its claim is under way, its passages are
+    searched and its model is asked.
     """
 
     def __init__(self, job: Job, logged: TurnInLog) -> None:
@@ -44,7 +43,8 @@ class Answer:
         self.question = job.question
         self.logged = logged
         self.model = ""
-        self.read: list[Mapping[str, Any]] | None = None
+        self.seed: Seed | None = None
+        self.marks: CitationFilter | None = None  # of an answer with passages
         self.claiming: asyncio.Task[bool] | None = None
         self.owned = False
         self.epoch = -1
@@ -87,7 +87,7 @@ class Answer:
         await self.put("claim", 0, _json(start))
         self.seq = fold.next
         if self.usage is None:  # what workers before this one wrote, of whose usage nothing else is known
-            self.usage = Usage(0, fold.next - 1)
+            self.usage = Usage(0, self.written())
         self.owned = fold.epoch == self.epoch and not fold.ended
         return self.owned
 
@@ -127,13 +127,12 @@ class Answer:
         else:
             await self.wait(seconds)
 
-    async def messages(self) -> list[Mapping[str, Any]]:
-        """Return what the model is to read; the same for every attempt."""
-        if self.read is None:
+    async def seeded(self) -> Seed:
+        """Return what the answer grows from; the same for every attempt."""
+        if self.seed is None:
             self.model = await model_for(self.question)
-            await app.settled()
-            self.read = messages_for(self.question)
-        return self.read
+            self.seed = await seed(self.question, self.logged, self.model)
+        return self.seed
 
     async def speak(self) -> bool:
         """Write what the model says to the log; return whether it came to its end or was told to stop."""
@@ -155,17 +154,28 @@ class Answer:
 
     async def generate(self) -> bool:
         """Append the model's tokens from where the log stands; False if the turn is another worker's."""
-        token_log, fold, partition = app.services.token_log, self.logged.fold, self.job.partition
-        messages = await self.messages()
-        request = Generation(self.model, messages, self.options(), self.logged.text, max(fold.next - 1, 0))
+        grown = await self.seeded()
+        seen, so_far = self.logged.fold.next, without_note(self.logged.text)
+        request = Generation(self.model, grown.messages, self.options(), so_far, self.written())
         if self.has_all_of(request):
             return True
+        if not await self.opened(grown, seen):
+            return False
+        if grown.is_whole:
+            return True
+        if grown.citations:
+            self.marks = CitationFilter((each.n for each in grown.citations), so_far)
+        return await self.follow(request, seen)
+
+    async def follow(self, request: Generation, seen: int) -> bool:
+        """Append what a model says; False if the turn is another worker's, or its log not as it was ``seen``."""
+        token_log, fold, partition = app.services.token_log, self.logged.fold, self.job.partition
         reported: Usage | None = None
         fresh = not self.owned
         try:
             async with aclosing(app.services.model.stream(request)) as stream:
                 async for deltas in stream:
-                    if fresh and not await self.confirmed(request):
+                    if fresh and not await self.confirmed(seen):
                         return False
                     fresh = False
                     for delta in deltas:
@@ -177,9 +187,27 @@ class Answer:
                     if self.appended > RUNAWAY * (request.limit or app.settings.answer_tokens):
                         self.finish = "length"
                         return True
+            if self.marks is not None:
+                self.say(self.marks.close())
         finally:
             self.count(reported)
-        return self.owned or await self.confirmed(request)
+        return self.owned or await self.confirmed(seen)
+
+    async def opened(self, grown: Seed, seen: int) -> bool:
+        """Append what comes before the model's words, if that is not there; False if the turn is another worker's."""
+        if has_begun(self.logged) or not (grown.citations or grown.pieces):
+            return True
+        if not await self.confirmed(seen):
+            return False
+        if grown.citations:
+            self.append("citations", _json(grown.citations))
+        for piece in grown.pieces:
+            self.append("token", piece)
+        return True
+
+    def written(self) -> int:
+        """Return how many pieces of the answer itself the log has."""
+        return sum(piece.kind in {"token", "tool"} for piece in self.logged.pieces)
 
     def has_all_of(self, request: Generation) -> bool:
         """Tell whether the log has all that the answer may have, so that only its end is missing."""
@@ -191,26 +219,31 @@ class Answer:
             return False
         return True
 
-    async def confirmed(self, request: Generation) -> bool:
-        """Wait for the claim of a fresh turn; return whether the turn is ours, and what we asked for its beginning."""
+    async def confirmed(self, seen: int) -> bool:
+        """Wait for the claim of a fresh turn; return whether the turn is ours, and the log has what we saw of it."""
         assert self.claiming is not None
         since = monotonic()
         owned = await asyncio.shield(self.claiming)
         metrics.claim_wait.observe(monotonic() - since)
-        return owned and self.logged.text == request.so_far
+        return owned and self.logged.fold.next == max(seen, 1)
 
     def take(self, delta: Delta) -> None:
         """Append one step of the model's stream."""
         if delta.text:
-            self.append("token", delta.text)
+            self.say(self.marks.push(delta.text) if self.marks is not None else delta.text)
         if delta.tools:
             self.append("tool", delta.tools)
         if delta.finish:
             self.finish = delta.finish
 
+    def say(self, text: str) -> None:
+        """Append text, if there is any."""
+        if text:
+            self.append("token", text)
+
     def append(self, kind: Kind, text: str) -> None:
         """Put a piece into the next frame."""
-        if not self.first_token_ms:
+        if not self.first_token_ms and kind != "citations":
             self.first_token_ms = now_ms() - self.asked_at
         app.services.token_log.append(
             self.job.partition, Token(self.question.turn_id, self.epoch, self.seq, kind, text)
@@ -228,8 +261,25 @@ class Answer:
         if not self.owned and (self.claiming is None or not await asyncio.shield(self.claiming)):
             return
         timings = Timings(self.started_ms, self.first_token_ms, now_ms() - self.asked_at)
-        end = End(outcome, self.model, self.finish, self.usage or Usage(), timings, error)
+        retrieval, cache = (self.seed.retrieval, self.seed.cache) if self.seed else (None, None)
+        end = End(outcome, self.model, self.finish, self.usage or Usage(), timings, error, retrieval, cache)
         await self.put("end", self.seq, _json(end))
+        self.keep(end)
+
+    def keep(self, end: End) -> None:
+        """Have the answer given to others, if it is one that may be."""
+        grown, question = self.seed, self.question
+        if grown is None or grown.place is None or not self.logged.fold.ended:
+            return
+        app.services.answer_cache.keep(
+            grown.place,
+            grown.retrieved,
+            Source(question.tenant, question.user, question.conversation_id, question.turn_id),
+            self.logged.text,
+            outcome=end.outcome,
+            finish=end.finish,
+            usage=end.usage,
+        )
 
     async def put(self, kind: Kind, seq: int, text: str) -> None:
         """Write a record by itself, and wait until this worker has read it back."""
@@ -257,18 +307,9 @@ class Answer:
             pass
 
 
-def messages_for(question: Question) -> list[Mapping[str, Any]]:
-    """Return the messages for a question, after its conversation's turns or those that its client sent."""
-    if question.messages:
-        return prompt.for_client(INSTRUCTIONS, question.messages, bare=question.model not in {"", HEADRACE})
-    turns = conversations.context(question)
-    path = path_to(turns, parent_of_next(turns, question.beside))
-    return prompt.for_conversation(INSTRUCTIONS, path, question.input, budget=app.settings.context_tokens)
-
-
 async def model_for(question: Question) -> str:
     """Return the model server's name of the model that is to answer."""
-    if question.model not in {"", HEADRACE}:
+    if is_bare(question):
         return question.model
     return app.settings.model or next(iter(await app.services.model.models()), "default")
 

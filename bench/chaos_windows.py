@@ -136,6 +136,7 @@ async def campaign(plan: Plan, seed: int, folder: Path) -> bool:
             "OPENAI_BASE_URL": model.url,
             "OPENAI_API_KEY": "none",
             "HEADRACE_AUTH": "dev",
+            "HEADRACE_RETRIEVAL": "off",
             "HEADRACE_PARTITIONS": str(PARTITIONS),
             "HEADRACE_WINDOW_SECONDS": str(WINDOW_SECONDS),
             "HEADRACE_METRICS_GRACE_SECONDS": str(GRACE_SECONDS),

@@ -35,6 +35,7 @@ async def worker(bootstrap: str, model_url: str, stores: dict[str, str]) -> Asyn
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "OPENAI_BASE_URL": model_url,
         "HEADRACE_AUTH": "dev",
+        "HEADRACE_RETRIEVAL": "off",
         "HEADRACE_PARTITIONS": str(PARTITIONS),
         "HEADRACE_TOPIC_PREFIX": f"{name}.",
         "HEADRACE_GROUP": name,

@@ -89,6 +89,7 @@ async def workers(bootstrap: str, model_url: str, count: int, *, native: bool = 
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "OPENAI_BASE_URL": model_url,
         "HEADRACE_AUTH": "dev",
+        "HEADRACE_RETRIEVAL": "off",
         "HEADRACE_TOPIC_PREFIX": f"{group}.",
         "HEADRACE_GROUP": group,
         "HEADRACE_ANSWER_TOKENS": "1000000",

@@ -93,6 +93,7 @@ async def measure(folder: Path, seconds: float) -> bool:
             "OPENAI_BASE_URL": model.url,
             "OPENAI_API_KEY": "none",
             "HEADRACE_AUTH": "dev",
+            "HEADRACE_RETRIEVAL": "off",
             "HEADRACE_WINDOW_SECONDS": "10",
         }
         worker = Worker(folder / "worker", environ)

@@ -201,6 +201,7 @@ async def stage() -> AsyncIterator[Stage]:
         own = {
             "OPENAI_BASE_URL": url,
             "HEADRACE_AUTH": "dev",
+            "HEADRACE_RETRIEVAL": "off",
             "HEADRACE_TOPIC_PREFIX": "seams.",
             "HEADRACE_GROUP": "seams",
         }

@@ -99,6 +99,7 @@ def variables(bootstrap: str, group: str, standbys: int) -> dict[str, str]:
     return {
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "HEADRACE_AUTH": "dev",
+        "HEADRACE_RETRIEVAL": "off",
         "HEADRACE_GROUP": group,
         "HEADRACE_TOPIC_PREFIX": f"{group}.",
         "HEADRACE_PARTITIONS": str(PARTITIONS),

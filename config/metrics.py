@@ -97,6 +97,12 @@ controls = _counter(
     "What do people ask for besides answers?",
     action="create, rename, erase, stop",
 )
+summaries = _counter("headrace_summaries_total", "How many summaries of long conversations were written?")
+memory_changes = _counter(
+    "headrace_memory_changes_total",
+    "What becomes of what is known of users?",
+    action="remember, edit, forget, forget_all, switch",
+)
 
 # -- the token path
 tokens_logged = _counter(
@@ -136,6 +142,27 @@ slow_readers = _counter(
 log_reads = _counter(
     "headrace_log_reads_total",
     "How many readers came too late, too slow or to the wrong worker, and were served by reading the log back?",
+)
+
+# -- documents
+documents = _counter(
+    "headrace_documents_total",
+    "What becomes of the documents that this worker learns? Of one that failed, its status says why.",
+    outcome="learned, failed",
+)
+passages_embedded = _counter(
+    "headrace_passages_embedded_total",
+    "How many passages did this worker turn into vectors? Those that a document had before are not among them.",
+)
+retrievals = _counter(
+    "headrace_retrievals_total",
+    "What do searches for passages come to? weak: nothing that is likely to answer; empty: the user may read nothing.",
+    outcome="found, weak, empty, unavailable",
+)
+retrieval_duration = _histogram(
+    "headrace_retrieval_seconds",
+    "How long does an answer wait for its passages?",
+    _FELT,
 )
 
 # -- the model server
@@ -242,6 +269,22 @@ tabulate_up = _gauge(
     "headrace_tabulate_up",
     "Does Postgres take the one-minute metrics? 0: it does not, and the log says why; they wait in Kafka. 1 on every"
     " worker but the one that brings them.",
+)
+
+# -- answer cache
+answer_cache_lookups = _counter(
+    "headrace_answer_cache_lookups_total",
+    "How often is an earlier answer given instead of a new one? Many unavailable: Elasticsearch takes more than 0.3 s.",
+    result="exact, hit, miss, unavailable",
+)
+answer_cache_saved_tokens = _counter(
+    "headrace_answer_cache_saved_model_tokens_total",
+    "How many model tokens did that save? They are those that the earlier answers took.",
+    kind="input, output",
+)
+answer_cache_saved_cost = _counter(
+    "headrace_answer_cache_saved_cost_total",
+    "What would these have cost, at HEADRACE_INPUT_PRICE and HEADRACE_OUTPUT_PRICE?",
 )
 
 # -- the archive

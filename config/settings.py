@@ -272,6 +272,17 @@ class Settings(BaseSettings):
     passage_tokens: Positive = Field(
         1536, description="Most model tokens that these take of HEADRACE_CONTEXT_TOKENS; half of it at most."
     )
+    refusal_threshold: str = Field(
+        "0.6",
+        description="How likely it has to be, from 0 to 1, that the passages which were found answer a question; else"
+        " the answer is that the documents do not. 0: never. With others for models by their name:"
+        " `0.3,gpt-large=0.1`.",
+    )
+    reranker: str = Field(
+        "",
+        description="The folder of a sentence-transformers cross-encoder that looks at the best passages once more and"
+        " orders them. Empty: their order stays.",
+    )
     embedding_model: str = Field(
         "all-MiniLM-L6-v2",
         description="The model that turns texts into vectors: the built-in all-MiniLM-L6-v2, the folder of another"
@@ -284,6 +295,47 @@ class Settings(BaseSettings):
     )
     document_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = Field(
         8 << 20, description="Largest document, as a file or text. Kafka keeps it as one record."
+    )
+
+    # -- memory
+    memory: Literal["on", "off"] = Field(
+        "on",
+        description="`on`: what a user tells about themselves is kept, and `headrace` uses it in later conversations,"
+        " unless the user has switched that off. `off`: nothing is kept or used; what is there can still be read and"
+        " erased.",
+    )
+    memory_facts: Annotated[int, Field(ge=1, le=1000)] = Field(
+        100, description="Most facts that are kept of a user. Then the oldest one gives way."
+    )
+    memory_model: str = Field(
+        "",
+        description="The model that says what of a question is worth keeping, in any language; it is asked once for"
+        " each turn, after its answer. Empty: patterns of English sentences say it, and no model is asked.",
+    )
+    summary_tokens: Annotated[int, Field(ge=0, le=4096)] = Field(
+        256,
+        description="Most model tokens of a conversation's summary, which stands in a prompt for the turns that do not"
+        " fit. The model writes it after an answer, now and then. 0: there is none.",
+    )
+
+    # -- answer cache
+    answer_cache: Literal["off", "user", "tenant", "public"] = Field(
+        "off",
+        description="Who is given an earlier answer instead of a new one, where the question, the passages, the"
+        " instructions and the model are the same: `user`: whoever it was given to; `tenant`: also everyone of the"
+        " tenant, if everyone may read its passages; `public`: as `tenant`, and besides everyone whose tenant has no"
+        " documents shares the answers to the same words. `off`: nothing is kept.",
+    )
+    answer_cache_seconds: Seconds = Field(
+        86_400.0,
+        description="How long an answer may be given again. A document that changes ends that earlier; a better model"
+        " behind the same name does not.",
+    )
+    answer_cache_similarity: Annotated[float, Field(ge=0.8, le=1)] = Field(
+        0.95,
+        description="The cosine from which two questions may be the same; what turns a question, such as a `not`, a"
+        " number or a name, has to be the same besides. Lower gives more answers again, and more of them wrongly."
+        " 1: only the very same words.",
     )
 
     # -- metrics topics
@@ -333,6 +385,12 @@ class Settings(BaseSettings):
         parse_servers(value)
         return value
 
+    @field_validator("refusal_threshold")
+    @classmethod
+    def _thresholds(cls, value: str) -> str:
+        parse_thresholds(value)
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _postgres(cls, value: SecretStr) -> SecretStr:
@@ -368,6 +426,11 @@ class Settings(BaseSettings):
         """The static keys: key -> (tenant, user)."""
         return parse_keys(self.api_keys.get_secret_value())
 
+    def threshold(self, model: str) -> float:
+        """Return HEADRACE_REFUSAL_THRESHOLD for a model."""
+        thresholds = parse_thresholds(self.refusal_threshold)
+        return thresholds.get(model, thresholds[""])
+
     @property
     def model_urls(self) -> list[tuple[str, float]]:
         """The model servers, each with its weight."""
@@ -385,6 +448,19 @@ def parse_servers(text: str) -> list[tuple[str, float]]:
     if len({url for url, _ in servers}) < len(servers):
         raise ValueError("a server is named twice; give it a weight instead")
     return servers
+
+
+def parse_thresholds(text: str) -> dict[str, float]:
+    """Return the threshold of each model that has its own, and of the others under ""; raises ValueError."""
+    found: dict[str, float] = {}
+    for entry in (part.strip() for part in text.split(",")):
+        name, _, number = entry.rpartition("=")
+        if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", number):
+            raise ValueError(f"{entry!r} is not a number from 0 to 1, or model=number")
+        found[name] = float(number)
+    if "" not in found:
+        raise ValueError("needs a number for all models that are not named, such as 0.3")
+    return found
 
 
 def parse_keys(text: str) -> dict[str, tuple[str, str]]:

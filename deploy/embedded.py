@@ -143,6 +143,8 @@ class ModelServer(Service):
             "HEADRACE_MODEL_RESUME": "prefill",
             "HEADRACE_CONTEXT_TOKENS": str(model_server.PROMPT_TOKENS),
             "HEADRACE_ANSWER_TOKENS": str(model_server.ANSWER_TOKENS),
+            # Asked for a summary, so small a model makes things up.
+            "HEADRACE_SUMMARY_TOKENS": "0",
         }
 
     def command(self) -> Sequence[str | Path]:

@@ -23,27 +23,32 @@ class Spoken(Protocol):
     def input(self) -> str: ...  # noqa: D102
     @property
     def answer(self) -> str: ...  # noqa: D102
+    @property
+    def tokens(self) -> int:
+        """Return how many model tokens question and answer have, 0 where nobody has counted."""
+        ...
 
 
 S = TypeVar("S", bound=Spoken)
 
 
-def tokens_in(text: str) -> int:
+def tokens_in(text: str, characters_per_token: float = CHARACTERS_PER_TOKEN) -> int:
     """Return about how many model tokens a text has, rather too many than too few."""
-    return int(len(text) / CHARACTERS_PER_TOKEN) + 1
+    return int(len(text) / characters_per_token) + 1
 
 
-def cost(turn: Spoken) -> int:
-    """Return about how many model tokens a turn takes in a prompt."""
-    return tokens_in(turn.input) + tokens_in(turn.answer) + 2 * TOKENS_PER_MESSAGE
+def cost(turn: Spoken, characters_per_token: float = CHARACTERS_PER_TOKEN) -> int:
+    """Return how many model tokens a turn takes in a prompt: as counted when it was closed, else about."""
+    said = turn.tokens or sum(tokens_in(text, characters_per_token) for text in (turn.input, turn.answer))
+    return said + 2 * TOKENS_PER_MESSAGE
 
 
-def last_that_fit(turns: Sequence[S], budget: int) -> list[S]:
+def last_that_fit(turns: Sequence[S], budget: int, characters_per_token: float = CHARACTERS_PER_TOKEN) -> list[S]:
     """Return the longest tail of the turns whose cost is within the budget, oldest first."""
     kept: list[S] = []
     left = budget
     for turn in reversed(turns):
-        left -= cost(turn)
+        left -= cost(turn, characters_per_token)
         if left < 0:
             break
         kept.append(turn)

@@ -6,6 +6,7 @@ ChatError
 │   ├── LogUnavailable    Kafka did not take or return a record in time
 │   ├── StoreUnavailable  this worker's disk does not take or return a row
 │   ├── SinkUnavailable   Postgres or Elasticsearch does not take or return what it keeps
+│   ├── EmbedderUnavailable  no vectors now: the model is being loaded, or its server is away
 │   ├── Overtaken         somebody else has written what a sink was to be given
 │   └── NotOwner          another worker owns the conversation's partition, or a rebalance is going on
 └── Rejected              it never will work: dead-letter it and tell the user why
@@ -59,6 +60,12 @@ class SinkUnavailable(Retriable):
     """Postgres or Elasticsearch does not take or return what it keeps."""
 
     code = "sink_unavailable"
+
+
+class EmbedderUnavailable(Retriable):
+    """There are no vectors now: the embedding model is being loaded, or its server is away."""
+
+    code = "embedder_unavailable"
 
 
 class Overtaken(Retriable):

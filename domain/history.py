@@ -5,11 +5,12 @@ An item's place in the list says where a page begins, so whatever comes in at th
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from domain.generation import Usage
-from domain.turns import Failure, Outcome, Timings
+from domain.knowledge import Citation, Retrieval
+from domain.turns import Cache, Failure, Outcome, Timings
 
 T = TypeVar("T")
 
@@ -53,6 +54,9 @@ class StoredTurn:
     ended_at: int
     in_conversation: bool
     metadata: dict[str, Any]
+    citations: list[Citation] = field(default_factory=list)
+    retrieval: Retrieval | None = None
+    cache: Cache | None = None
 
 
 class Page(NamedTuple, Generic[T]):

@@ -3,8 +3,8 @@
 A document belongs to a tenant. It is cut into passages, which are what is searched, given to the model and cited.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 EVERYONE = "*"  # in a list of readers: every user of the tenant
 
@@ -16,6 +16,29 @@ class Reader(NamedTuple):
 
     tenant: str
     user: str
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentStatus:
+    """What is known of a document, without its text. Times are Unix ms. ``readers``: none means all of the tenant."""
+
+    document_id: str
+    tenant: str
+    user: str
+    title: str = ""
+    url: str = ""
+    media_type: str = ""
+    readers: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    status: Literal["queued", "learned", "failed"] = "queued"
+    error: str = ""
+    passages: int = 0
+    created_at: int = 0
+    updated_at: int = 0
+
+    def may_be_read_by(self, reader: Reader) -> bool:
+        """Return whether somebody may know of it."""
+        return self.tenant == reader.tenant and (not self.readers or reader.user in {self.user, *self.readers})
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ acknowledgement, what follows a hole) is dropped, by everyone alike. So no two r
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-Kind = Literal["claim", "token", "tool", "end"]
+Kind = Literal["claim", "citations", "token", "tool", "end"]
 
 
 class Token(NamedTuple):
@@ -16,7 +16,8 @@ class Token(NamedTuple):
 
     ``seq`` is the event's number within the turn: 0 is the start, which the first claim brings, and pieces
     count on from 1, across epochs. ``text`` is the piece itself for a ``token``; JSON for a ``claim``
-    (what ``turn.started`` says), a ``tool`` (OpenAI tool-call deltas) and the ``end`` (see `domain.turns.End`).
+    (what ``turn.started`` says), the ``citations`` (a list of `domain.knowledge.Citation`, before the first token), a
+    ``tool`` (OpenAI tool-call deltas) and the ``end`` (see `domain.turns.End`).
     """
 
     turn_id: str

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from domain.generation import Usage
+from domain.knowledge import Retrieval
 
 Status = Literal["queued", "running", "completed", "stopped", "failed", "handed_over"]
 Outcome = Literal["completed", "stopped", "failed", "handed_over"]
+Cache = Literal["exact", "hit", "miss"]
 
 # Codes of failures that end a turn before a model was asked (`is_refusal`).
 CONVERSATION_BUSY: Final = "conversation_busy"
@@ -40,7 +42,9 @@ def is_refusal(error: Failure | None) -> bool:
 class End:
     """The last record of a turn. Written as JSON into the text of a token of kind ``end``.
 
-    ``model`` is the model server's own name of what answered, ``finish`` OpenAI's finish reason.
+    ``model`` is the model server's own name of what answered, ``finish`` OpenAI's finish reason. ``retrieval``: what
+    the search for passages came to, where there was one. ``cache``: ``exact`` or ``hit`` where the answer is that of
+    an earlier question, the same or one that means the same; ``miss`` where there was none.
     """
 
     outcome: Outcome
@@ -49,6 +53,8 @@ class End:
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     error: Failure | None = None
+    retrieval: Retrieval | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, slots=True)

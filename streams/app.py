@@ -42,17 +42,21 @@ log = structlog.get_logger(__name__)
 # Leaf modules, by name: Faust's discovery of a whole package only warns when a module in it fails to import.
 MODULES: Final = (
     "tables.conversations",
+    "tables.memories",
     "tables.replays",
     "tables.parts",
     "tables.windows",
     "agents.answer",
     "agents.archive",
+    "agents.close",
     "agents.control",
+    "agents.learn",
     "agents.measure",
     "agents.merge",
     "agents.remember",
     "agents.tabulate",
     "streams.commands",
+    "streams.reindex_command",
     "web.routes",
 )
 
@@ -152,9 +156,9 @@ class ChatApp(faust.App):
         )
 
     async def publish(
-        self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None, partition: int | None = None
+        self, spec: TopicSpec, key: str, record: Wire | None, *, at_ms: int | None = None, partition: int | None = None
     ) -> int:
-        """Write a record; return its offset once Kafka has acknowledged it.
+        """Write a record, or that there is none of this key any more; return its offset once Kafka has acknowledged it.
 
         ``at_ms`` is the record's timestamp in Unix ms, now by default; ``partition`` by default that of the
         conversation that is its key. Raises `LogUnavailable`.
@@ -165,7 +169,8 @@ class ChatApp(faust.App):
         timestamp = None if at_ms is None else (at_ms + 0.5) / 1000
         try:
             async with asyncio.timeout(PUBLISH_SECONDS):
-                sent = await self.producer.send(spec.name, key.encode(), encode(record), partition, timestamp, None)
+                value = None if record is None else encode(record)
+                sent = await self.producer.send(spec.name, key.encode(), value, partition, timestamp, None)
                 return int((await sent).offset)
         except TimeoutError as error:
             raise LogUnavailable(

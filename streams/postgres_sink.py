@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from adapters.turn_store import TurnStore
 from domain.spans import Span
 from streams.records import Control, Turn
-from streams.turn_rows import converted, order_of, row_of
+from streams.turn_rows import citation_rows, converted, order_of, row_of
 
 
 class PostgresSink:
@@ -26,7 +26,8 @@ class PostgresSink:
 
     async def keep(self, span: Span, turns: Mapping[int, Turn], *, again: bool = False) -> None:
         """Write the turns of a span."""
-        await self._store.keep(span, converted(turns, row_of), again=again)
+        rows = converted(turns, row_of)  # first: it refuses what can be no row
+        await self._store.keep(span, rows, citation_rows(turns.values()), again=again)
 
     async def obey(self, span: Span, controls: Mapping[int, Control], turns_log: str, *, again: bool = False) -> None:
         """Carry out the controls of a span, all but those for running answers."""

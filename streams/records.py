@@ -11,7 +11,9 @@ import msgspec
 
 from domain.errors import BadRecord
 from domain.generation import Usage
-from domain.turns import Failure, Outcome, Timings
+from domain.knowledge import Citation, Retrieval
+from domain.memory import Fact, Kind
+from domain.turns import Cache, Failure, Outcome, Timings
 
 OnBusy = Literal["queue", "reject", "replace"]
 
@@ -67,7 +69,11 @@ class Control(Wire, frozen=True, kw_only=True):
 
 
 class Turn(Wire, frozen=True, kw_only=True):
-    """A finished turn. Times are Unix milliseconds. ``replay_key`` and ``fingerprint`` are its question's."""
+    """A finished turn. Times are Unix milliseconds. ``replay_key`` and ``fingerprint`` are its question's.
+
+    ``citations``: the passages that the model was given, by the number that the answer names them by. ``retrieval`` and
+    ``cache`` as in `domain.turns.End`. ``bare``: a model was asked by its own name, without documents and memory.
+    """
 
     turn_id: str
     conversation_id: str
@@ -87,6 +93,10 @@ class Turn(Wire, frozen=True, kw_only=True):
     parent: str = ""
     prompt: str = ""
     stateless: bool = False
+    bare: bool = False
+    citations: list[Citation] = []
+    retrieval: Retrieval | None = None
+    cache: Cache | None = None
     metadata: dict[str, Any] = {}
     replay_key: str = ""
     fingerprint: str = ""
@@ -112,6 +122,39 @@ class Document(Wire, frozen=True, kw_only=True):
     at: int = 0
 
 
+class MemoryChange(Wire, frozen=True, kw_only=True):
+    """Something to do with what is known of a user; its key is `memories_key`. The same ``change_id`` counts once.
+
+    ``remember`` a ``text`` of a ``kind`` as the value of its ``slot``: the fact's id is the change's. ``edit`` the text
+    of the fact ``memory_id``; ``forget`` that fact, or what is in ``slot``, or what was told in ``turn_id``;
+    ``forget_all``; ``switch`` to ``enabled``. ``at``: Unix ms, of a turn that it was asked. ``turn_id`` and
+    ``conversation_id`` say where it was told, and are empty where it was entered by hand.
+    """
+
+    change_id: str
+    action: Literal["remember", "edit", "forget", "forget_all", "switch"]
+    tenant: str
+    user: str
+    at: int
+    memory_id: str = ""
+    text: str = ""
+    slot: str = ""
+    kind: Kind = "note"
+    turn_id: str = ""
+    conversation_id: str = ""
+    enabled: bool = True
+
+
+class UserMemories(Wire, frozen=True, kw_only=True):
+    """All that is known of a user, as of ``revision``; its key is `memories_key`. What was erased is not in it."""
+
+    tenant: str
+    user: str
+    enabled: bool
+    facts: list[Fact]
+    revision: int
+
+
 class DeadLetter(Wire, frozen=True, kw_only=True):
     """A record that could not be decoded or handled, with where it stood and why it was set aside."""
 
@@ -131,6 +174,11 @@ W = TypeVar("W", bound=Wire)
 def document_key(tenant: str, document_id: str) -> str:
     """Return the key of a document's records: two tenants may give their documents the same id."""
     return f"{tenant}/{document_id}"
+
+
+def memories_key(tenant: str, user: str) -> str:
+    """Return the key of what is known of a user."""
+    return f"{tenant}/{user}"
 
 
 def encode(record: Wire) -> bytes:

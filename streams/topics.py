@@ -25,7 +25,8 @@ class TopicSpec:
     """A topic as it is created. ``retention`` in seconds; of a compacted topic, that of its deletions.
 
     ``expires``: a compacted topic that also forgets its latest records after the retention. ``record_bytes``: how
-    large a record may be, where that is more than Kafka's usual 1 MB.
+    large a record may be, where that is more than Kafka's usual 1 MB. ``compacted_within``: seconds after which a
+    record that has a later one of its key is gone for certain; 0 leaves it to Kafka, which may never get to it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TopicSpec:
     compacted: bool = False
     expires: bool = False
     record_bytes: int = 0
+    compacted_within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Topics:
     parts: TopicSpec
     metrics: Mapping[tuple[str, int], TopicSpec]  # by metric and size of the window
     documents: TopicSpec
+    memory_changes: TopicSpec
+    memories: TopicSpec
     dead_letters: TopicSpec
     workers: TopicSpec
 
@@ -79,6 +83,15 @@ class Topics:
                 compacted=True,
                 record_bytes=settings.document_bytes * 3 // 2,  # a file in JSON takes 4/3 of its size
             ),
+            memory_changes=topic("chat.memory-changes.v1", settings.questions_days),
+            memories=TopicSpec(
+                settings.topic_prefix + "chat.memories.v1",
+                settings.partitions,
+                settings.replication,
+                30 * DAY,
+                compacted=True,
+                compacted_within=settings.questions_days * DAY,  # as long as the changes that erased from it
+            ),
             dead_letters=topic("chat.dead-letters.v1", settings.turns_days),
             # Beats, which everyone writes and reads, so they are in one partition. Nobody reads an old one.
             workers=TopicSpec(settings.topic_prefix + "chat.workers.v1", 1, settings.replication, HOUR),
@@ -87,12 +100,17 @@ class Topics:
     def all(self) -> list[TopicSpec]:
         """Return all topics but the changelogs of tables."""
         of_conversations = [self.questions, self.controls, self.tokens, self.turns, self.dead_letters]
-        return [*of_conversations, self.documents, self.parts, *self.metrics.values(), self.workers]
+        known = [self.documents, self.memory_changes, self.memories]
+        return [*of_conversations, *known, self.parts, *self.metrics.values(), self.workers]
 
 
 def changelog(name: str, settings: Settings) -> TopicSpec:
-    """Return the changelog of a table. A worker that was away for less than a month hears of every deleted row."""
-    return TopicSpec(name, settings.partitions, settings.replication, 30 * DAY, compacted=True)
+    """Return the changelog of a table. A worker that was away for less than a month hears of every deleted row.
+
+    What a row held before somebody erased it is gone a week later, by the setting's default.
+    """
+    within = settings.questions_days * DAY
+    return TopicSpec(name, settings.partitions, settings.replication, 30 * DAY, compacted=True, compacted_within=within)
 
 
 def partition_of(conversation_id: str, partitions: int) -> int:

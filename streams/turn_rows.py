@@ -1,11 +1,11 @@
 """Our records as the rows that every store keeps of them: a turn is the same in Postgres and in Elasticsearch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from adapters.turn_store import Order, TurnRow
+from adapters.turn_store import CitationRow, Order, TurnRow
 from domain.errors import SinkRefused
 from domain.turns import is_refusal
 from streams.records import Control, Turn
@@ -45,6 +45,23 @@ def row_of(turn: Turn) -> TurnRow:
         claims=_int4(turn.claims),
         metadata=_clean(turn.metadata),
     )
+
+
+def citation_rows(turns: Iterable[Turn]) -> list[CitationRow]:
+    """Return what turns cite as rows."""
+    return [
+        CitationRow(
+            turn_id=UUID(turn.turn_id),
+            ended_at=_time(turn.ended_at),
+            n=_int4(each.n),
+            document_id=storable(each.document_id),
+            title=storable(each.title),
+            url=storable(each.url) or None,
+            text=storable(each.text),
+        )
+        for turn in turns
+        for each in turn.citations
+    ]
 
 
 def order_of(control: Control) -> Order:

@@ -9,6 +9,8 @@ acknowledges what it worked from only after that, and every change is safe to ap
 """
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,7 +18,9 @@ import msgspec
 from domain.conversation import last_that_fit, parent_of_next, title_from
 from domain.errors import Rejected
 from domain.generation import Usage
-from domain.turns import Failure, Outcome, Timings
+from domain.knowledge import Citation, Retrieval
+from domain.summary import Summary, carried_on, summary_of
+from domain.turns import Cache, Failure, Outcome, Timings
 from streams.app import app
 from streams.records import Control, Question, Turn
 from tables.row_table import acknowledged, row_table
@@ -26,7 +30,10 @@ LEFT = 100  # ids, in 4 kB; the archive has a turn minutes after it left, unless
 
 
 class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished turn as its conversation keeps it. Times are Unix ms."""
+    """A finished turn as its conversation keeps it. Times are Unix ms. The texts of its ``citations`` are left out.
+
+    ``tokens``: what question and answer have by the model's own count, 0 where nobody has counted.
+    """
 
     turn_id: str
     parent: str
@@ -35,15 +42,20 @@ class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     model: str
     asked_at: int
+    tokens: int = 0
     usage: Usage = Usage()
     timings: Timings = Timings()
     error: Failure | None = None
+    citations: list[Citation] = []
+    retrieval: Retrieval | None = None
+    cache: Cache | None = None
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """One conversation. ``erased`` ones keep no content, only that they are gone.
 
     ``left``: the latest turns that had to leave the row; those before them, and soon they too, are in the archive.
+    ``summaries``: of what turns up to some turn said, for prompts that have no room for them.
     ``fingerprint``: of the request that began it, where that had an Idempotency-Key.
     """
 
@@ -56,6 +68,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     turns: list[KeptTurn] = []
     left: list[str] = []
+    summaries: list[Summary] = []
     erased: bool = False
     fingerprint: str = ""
 
@@ -120,6 +133,13 @@ def parent_of(question: Question) -> str:
     )
 
 
+def summary_for(question: Question, path: Sequence[KeptTurn]) -> str:
+    """Return what is to stand in a prompt for the turns before those that fit: "" if nothing."""
+    found = _read(question.conversation_id)
+    summary = summary_of(found.summaries, path) if found else None
+    return summary.text if summary else ""
+
+
 def of_user(tenant: str, user: str) -> list[Listed]:
     """Return a user's conversations in this worker's partitions, in no order, and what is left of erased ones."""
     prefix = SEPARATOR.join((tenant, user, ""))
@@ -182,8 +202,20 @@ async def erase(control: Control) -> None:
     )
 
 
-async def close(turn: Turn) -> None:
-    """Put a finished turn into its conversation, which its first turn begins. The same turn again changes nothing."""
+async def keep_summary(conversation_id: str, summary: Summary) -> None:
+    """Keep a summary, if its turn is still there: nothing of a conversation that was erased meanwhile comes back."""
+    found = read(conversation_id)
+    if found is not None and any(kept.turn_id == summary.turn_id for kept in found.turns):
+        others = [each for each in found.summaries if each.turn_id != summary.turn_id]
+        summaries = carried_on([*others, summary], (), found.turns)
+        await _write(msgspec.structs.replace(found, summaries=summaries))
+
+
+async def close(turn: Turn, tokens: int = 0) -> None:
+    """Put a finished turn into its conversation, which its first turn begins. The same turn again changes nothing.
+
+    ``tokens``: what its question and answer have, 0 where nobody has counted.
+    """
     found = _read(turn.conversation_id) or Conversation(
         conversation_id=turn.conversation_id,
         tenant=turn.tenant,
@@ -197,20 +229,22 @@ async def close(turn: Turn) -> None:
     if found.erased:
         return
     if all(kept.turn_id != turn.turn_id for kept in found.turns):
-        turns = [*found.turns, _keep(turn)]
+        turns = [*found.turns, _keep(turn, tokens)]
         kept = _kept(turns)
+        left = turns[: -len(kept)]
         found = msgspec.structs.replace(
             found,
             title=found.title or title_from(turn.input),
             updated_at=max(found.updated_at, turn.ended_at),
             turns=kept,
-            left=[*found.left, *(each.turn_id for each in turns[: -len(kept)])][-LEFT:],
+            left=[*found.left, *(each.turn_id for each in left)][-LEFT:],
+            summaries=carried_on(found.summaries, left, kept),
         )
     # Also where the turn is there: after a crash, or a changelog that did not answer, it may be on this disk alone.
     await _write(found)
 
 
-def _keep(turn: Turn) -> KeptTurn:
+def _keep(turn: Turn, tokens: int) -> KeptTurn:
     return KeptTurn(
         turn_id=turn.turn_id,
         parent=turn.parent,
@@ -219,9 +253,13 @@ def _keep(turn: Turn) -> KeptTurn:
         outcome=turn.outcome,
         model=turn.model,
         asked_at=turn.asked_at,
+        tokens=tokens,
         usage=turn.usage,
         timings=turn.timings,
         error=turn.error,
+        citations=[replace(each, text="") for each in turn.citations],
+        retrieval=turn.retrieval,
+        cache=turn.cache,
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 from ddsketch.mapping import LogarithmicMapping
 from msgspec import Meta
 
+from domain.grounding import cited
 from streams.records import Turn, Wire
 
 ACCURACY: Final = 0.01
@@ -119,15 +120,19 @@ def measured(turn: Turn, prices: Prices = FREE) -> tuple[Dimensions, Measures]:
     The gap is that between two tokens on an answer's average: its turn does not say more.
     """
     timings, usage = turn.timings, turn.usage
+    cache = {"exact": "hit"}.get(turn.cache, turn.cache) if turn.cache else "none"
     writing, gaps = timings.total_ms - timings.first_token_ms, usage.output_tokens - 1
     return (
-        Dimensions(turn.tenant, turn.model, turn.prompt, turn.outcome),
+        Dimensions(turn.tenant, turn.model, turn.prompt, turn.outcome, cache),
         Measures(
             turns=1,
             resumed=int(turn.claims > 1),
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cost_nano=prices.of(usage.input_tokens, usage.output_tokens),
+            cache_hits=int(cache == "hit"),
+            retrieval_hits=int(turn.retrieval == "found"),
+            citations=len(cited(turn.answer, turn.citations)),
             duration={bin_of(timings.total_ms): 1},
             first_token={bin_of(timings.first_token_ms): 1} if timings.first_token_ms else {},
             token_gap={bin_of(writing / gaps): 1} if timings.first_token_ms and gaps > 0 else {},

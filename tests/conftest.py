@@ -96,7 +96,9 @@ async def start_worker(names: Names, database_url: str, tmp_path: Path) -> Async
         on: Services, /, *, folder: str = "", ready: bool = True, supervised: bool = False, **environ: str
     ) -> Worker:
         own = names.environ | {"DATABASE_URL": database_url}
-        settings = on.environ | own | {"HEADRACE_AUTH": "dev", "HEADRACE_LOG_FORMAT": "text"} | environ
+        # Without documents, unless the test is about them: an embedding model takes seconds of a core to start.
+        usual = {"HEADRACE_AUTH": "dev", "HEADRACE_RETRIEVAL": "off", "HEADRACE_LOG_FORMAT": "text"}
+        settings = on.environ | own | usual | environ
         name = folder or f"worker-{len(workers) + 1}"
         worker = Worker(tmp_path / name, settings, supervised=supervised)
         workers.append(worker)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import StreamReader, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from web.errors import ApiError, bad_input
@@ -34,25 +34,25 @@ async def raw(request: web.Request) -> bytes:
     """
     if BODY in request:
         return request[BODY]
-    limit = request.app[SITE].chat.settings.max_body_bytes
-    if (request.content_length or 0) > limit:
-        raise too_large(limit)
-    body = await _read(request.content, limit)
-    if body and not _is_json(request.content_type):
+    body = await read_body(request, request.app[SITE].chat.settings.max_body_bytes)
+    if body and not is_json(request.content_type):
         message = f"The body must be JSON, with Content-Type: application/json, not {request.content_type[:100]!r}."
         raise ApiError(415, "unsupported_media_type", message)
     request[BODY] = body
     return body
 
 
-async def _read(content: StreamReader, limit: int) -> bytes:
+async def read_body(request: web.Request, limit: int, setting: str = "HEADRACE_MAX_BODY_BYTES") -> bytes:
+    """Return the request's body. Raises `ApiError`: 400, 408, and 413 beyond the ``limit`` of a ``setting``."""
+    if (request.content_length or 0) > limit:
+        raise too_large(limit, setting)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in content.iter_any():
+            async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > limit:
-                    raise too_large(limit)
+                    raise too_large(limit, setting)
     except TimeoutError as error:
         message = f"The body did not come within {BODY_SECONDS:.0f} s."
         raise ApiError(408, "body_too_slow", message, headers={"Connection": "close"}) from error
@@ -68,13 +68,14 @@ async def go_on(request: web.Request) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _is_json(content_type: str) -> bool:
+def is_json(content_type: str) -> bool:
+    """Return whether a body says that it is JSON."""
     return content_type == "application/json" or content_type.endswith("+json")
 
 
-def too_large(limit: int) -> ApiError:
+def too_large(limit: int, setting: str = "HEADRACE_MAX_BODY_BYTES") -> ApiError:
     """Return a 413. The rest of the body is not read, so the connection closes with the answer."""
-    message = f"The body is larger than {limit} bytes (HEADRACE_MAX_BODY_BYTES)."
+    message = f"The body is larger than {limit} bytes ({setting})."
     return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
 
 

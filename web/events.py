@@ -129,7 +129,7 @@ class Events:
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (token.seq, name.encode(), _json(data))
 
 
-def event_of(turn_id: str, token: Token) -> tuple[str, Mapping[str, Any]]:
+def event_of(turn_id: str, token: Token) -> tuple[str, Mapping[str, Any] | list[Any]]:
     """Return a piece's name and data as a native event."""
     match token.kind:
         case "token":
@@ -138,6 +138,8 @@ def event_of(turn_id: str, token: Token) -> tuple[str, Mapping[str, Any]]:
             start = msgspec.json.decode(token.text, type=Start)
             said = {"turn_id": turn_id, "conversation_id": start.conversation_id, "model": start.model}
             return "turn.started", said
+        case "citations":
+            return "turn.citations", msgspec.json.decode(token.text)
         case "tool":
             return "turn.tool_calls", {"tool_calls": msgspec.json.decode(token.text)}
         case _:
@@ -154,4 +156,5 @@ def _end(end: End) -> dict[str, Any]:
             said["reason"] = ""
         case _:
             said |= {"model": end.model, "finish": end.finish, "usage": end.usage, "timings": end.timings}
+            said |= {"retrieval": end.retrieval, "cache": end.cache}
     return said

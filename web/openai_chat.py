@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Final
 
 import structlog
 from aiohttp import web
@@ -26,6 +27,8 @@ from web.sse import closing
 
 log = structlog.get_logger(__name__)
 
+BEFORE_WORDS: Final = frozenset({"claim", "citations"})
+
 
 async def complete(request: web.Request) -> web.StreamResponse:
     """Answer a list of messages, in chunks or in one piece."""
@@ -45,7 +48,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
         raise waited.error if isinstance(waited.error, Exception) else interrupted(waited.ending)
     if not wanted.stream:
         return give(whole(question, waited.result))
-    if len(waited.result) == 2 and waited.result[-1].kind == "end":
+    if [piece.kind for piece in waited.result if piece.kind not in BEFORE_WORDS] == ["end"]:
         whole(question, waited.result)  # raises what the turn failed with
     include_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
     return await _stream(request, question, include_usage=include_usage)
@@ -77,7 +80,7 @@ async def _begun(site: Site, question: Question) -> list[Token]:
         async with asyncio.timeout(site.chat.settings.ping_seconds), closing(_read(site, question)) as batches:
             async for batch in batches:
                 pieces += batch
-                if len(pieces) > 1:
+                if any(piece.kind not in BEFORE_WORDS for piece in pieces):
                     break
     return pieces
 

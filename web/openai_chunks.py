@@ -91,6 +91,8 @@ class Chunks:
             case "claim":
                 self._frame(msgspec.json.decode(token.text, type=Start).model)
                 return self._open + b'{"role":"assistant","content":"","refusal":null}' + self._after_delta
+            case "citations":
+                return b""  # OpenAI's chunks have no place for them
             case _:
                 return self._end(msgspec.json.decode(token.text, type=End))
 

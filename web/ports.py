@@ -1,14 +1,16 @@
 """What the web layer needs of the rest of Headrace, and no more: the plugs that `streams.app` fits and tests fake."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from yarl import URL
 
 from config.settings import Settings
 from domain.history import Owner, StoredConversation, StoredTurn
+from domain.knowledge import DocumentStatus, Found, Reader
+from domain.memory import Memories
 from domain.tokens import Token, TurnInLog
 from streams.records import Question, Wire
 from streams.topics import Topics, TopicSpec
@@ -112,8 +114,71 @@ class History(Protocol):
         ...
 
 
+class MemoryStore(Protocol):
+    """What is known of users, readable on every worker."""
+
+    async def of(self, tenant: str, user: str) -> Memories:
+        """Return what is known of a user. Raises `SinkUnavailable`."""
+        ...
+
+
+class Retriever(Protocol):
+    """The passages of documents."""
+
+    async def search(self, reader: Reader, messages: Sequence[Mapping[str, Any]], *, k: int) -> list[Found]:
+        """Return the best passages for the last message. Raises `SinkUnavailable`."""
+        ...
+
+
+class Embedder(Protocol):
+    """An embedding model."""
+
+    async def documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return the vectors of texts. Raises `EmbedderUnavailable`."""
+        ...
+
+
+class Embedders(Protocol):
+    """The embedding models."""
+
+    def of(self, model: str) -> Embedder:
+        """Return a model by its name."""
+        ...
+
+
+class Documents(Protocol):
+    """What has become of each document. Every method raises `SinkUnavailable`."""
+
+    async def of(self, reader: Reader, *, limit: int, after: str = "") -> list[DocumentStatus]:
+        """Return what a reader may know of, the newest first."""
+        ...
+
+    async def read(self, tenant: str, document_id: str) -> DocumentStatus | None:
+        """Return what is known of a document."""
+        ...
+
+    async def write(self, *each: tuple[DocumentStatus, int, bool], shown: bool = True) -> None:
+        """Write statuses, each with the time of its record and whether that is done with."""
+        ...
+
+
 class Services(Protocol):
     """Whom the web layer talks to."""
+
+    @property
+    def retriever(self) -> Retriever:
+        """Return the search for passages."""
+        ...
+
+    @property
+    def embedders(self) -> Embedders:
+        """Return the embedding models."""
+        ...
+
+    @property
+    def documents(self) -> Documents:
+        """Return what has become of documents."""
+        ...
 
     @property
     def token_log(self) -> TokenLog:
@@ -133,6 +198,11 @@ class Services(Protocol):
     @property
     def history(self) -> History:
         """Return what the archive has."""
+        ...
+
+    @property
+    def memories(self) -> MemoryStore:
+        """Return what is known of users."""
         ...
 
 
@@ -175,8 +245,8 @@ class Chat(Protocol):
         """Return what is in work here."""
         ...
 
-    async def publish(self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None) -> int:
-        """Write a record; return once Kafka has acknowledged it. Raises `LogUnavailable`."""
+    async def publish(self, spec: TopicSpec, key: str, record: Wire | None, *, at_ms: int | None = None) -> int:
+        """Write a record, or that there is none any more; return once Kafka has it. Raises `LogUnavailable`."""
         ...
 
     def owner_url(self, partition: int) -> URL | None:

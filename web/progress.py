@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from domain.ids import Place, place_of
+from domain.knowledge import Citation
 from domain.tokens import Token, text_of
 from domain.turns import End, Status
 from streams.records import Question
@@ -49,6 +50,14 @@ class Progress:
     def answer(self) -> str:
         """Return the text so far."""
         return text_of(self.pieces)
+
+    @property
+    def citations(self) -> list[Citation]:
+        """Return the passages that the model was given."""
+        for piece in self.pieces[1:2]:
+            if piece.kind == "citations":
+                return msgspec.json.decode(piece.text, type=list[Citation])
+        return []
 
     @property
     def last_event_id(self) -> int | None:

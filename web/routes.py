@@ -10,13 +10,16 @@ from web import (
     ask,
     conversations,
     docs,
+    documents,
     events,
     health,
     me,
+    memories,
     models,
     openai_chat,
     openapi,
     page,
+    search,
     socket,
     turns,
 )
@@ -29,16 +32,28 @@ from web.ports import Chat, Conversations, Replays
 from web.shapes import (
     AcceptedTurn,
     ChangedConversation,
+    ChangedMemory,
     ConversationList,
     ConversationView,
+    DocumentList,
+    DocumentView,
     EditedTurn,
+    EmbeddingList,
     Health,
     Me,
+    MemoryList,
+    MemorySwitch,
+    MemoryView,
     NewConversation,
+    NewDocument,
+    NewMemory,
     NewTurn,
     RegeneratedTurn,
+    SearchResults,
     StoppedTurn,
     TurnView,
+    WantedEmbeddings,
+    WantedSearch,
     WholeConversation,
 )
 from web.site import SITE, Site
@@ -165,11 +180,13 @@ ROUTES: tuple[Route, ...] = (
         does="Follow a turn, live or long after its end.",
         more="Server-sent events. `id` is the event's number within the turn, from 0, without gaps and the same"
         " for every reader; `data` is one line of JSON."
-        " `turn.started` `{turn_id, conversation_id, model}`, `token` `{text}`,"
+        " `turn.started` `{turn_id, conversation_id, model}`, `turn.citations`"
+        " `[{n, document_id, title, url, text}]` (what `[n]` in the answer means), `token` `{text}`,"
         " `turn.tool_calls` `{tool_calls}`; then one end: `turn.completed` and `turn.stopped`"
-        " `{outcome, model, finish, usage, timings}`, `turn.failed` `{outcome, error}`, `turn.handed_over`"
-        " `{outcome, reason}`. Comments come in silence, and `retry: 200` when the worker shuts down: come back with"
-        " `Last-Event-ID`. 204 where the reader has everything, 410 where Kafka has deleted the events.",
+        " `{outcome, model, finish, usage, timings, retrieval, cache}`, `turn.failed` `{outcome, error}`,"
+        " `turn.handed_over` `{outcome, reason}`. Comments come in silence, and `retry: 200` when the worker shuts"
+        " down: come back with `Last-Event-ID`. 204 where the reader has everything, 410 where Kafka has deleted the"
+        " events.",
         streams=True,
         parameters=(LAST_EVENT_ID, STARTING_AFTER),
     ),
@@ -248,7 +265,120 @@ ROUTES: tuple[Route, ...] = (
         does="Read one model.",
         gives=ModelObject,
     ),
+    Route(
+        group="OpenAI",
+        method="POST",
+        path="/v1/embeddings",
+        handler=search.embed,
+        does="Turn texts into vectors, with the model that passages are found by.",
+        takes=WantedEmbeddings,
+        gives=EmbeddingList,
+    ),
+    Route(
+        group="Documents",
+        method="POST",
+        path="/v1/documents",
+        handler=documents.create,
+        does="Give a document to learn. Once this is answered it is in Kafka and will be learned.",
+        more="As JSON, or as files in `multipart/form-data`: the field `file` once or several times (PDF, DOCX, HTML,"
+        " Markdown, text), and, for one file, `id` and `title`; `url`, `readers` (names of users, with commas between),"
+        " `metadata` (JSON). Several files are answered with a list. The same `id` again replaces the document, and of"
+        " its passages those that changed. `readers`: who may find it besides you; without, everyone in your tenant.",
+        takes=NewDocument,
+        gives=DocumentView,
+        status=202,
+    ),
+    Route(
+        group="Documents",
+        method="GET",
+        path="/v1/documents",
+        handler=documents.list_all,
+        does="List the documents that you may read, the newest first.",
+        gives=DocumentList,
+        parameters=(LIMIT, AFTER),
+    ),
+    Route(
+        group="Documents",
+        method="GET",
+        path="/v1/documents/{document_id:.+}",
+        handler=documents.read,
+        does="Read what became of a document: queued, learned, or failed and why.",
+        gives=DocumentView,
+    ),
+    Route(
+        group="Documents",
+        method="DELETE",
+        path="/v1/documents/{document_id:.+}",
+        handler=documents.forget,
+        does="Forget a document with all its passages. 204 when they are gone, 202 when they will be soon.",
+        status=204,
+    ),
+    Route(
+        group="Documents",
+        method="POST",
+        path="/v1/search",
+        handler=search.search,
+        does="Find passages, as an answer would.",
+        more="With `messages`, the conversation so far, the query is understood from it, as in a turn. 503 while"
+        " Elasticsearch is away.",
+        takes=WantedSearch,
+        gives=SearchResults,
+    ),
     Route(group="You", method="GET", path="/v1/me", handler=me.read, does="Who you are here.", gives=Me),
+    Route(
+        group="You",
+        method="GET",
+        path="/v1/me/memories",
+        handler=memories.list_all,
+        does="List what the assistant remembers of you.",
+        gives=MemoryList,
+    ),
+    Route(
+        group="You",
+        method="POST",
+        path="/v1/me/memories",
+        handler=memories.add,
+        does="Have it remember something.",
+        more="201 once every worker knows it. 202 where Kafka has taken it and it will show in a moment, as with all"
+        " changes. 503 while Elasticsearch is away, and nothing is changed.",
+        takes=NewMemory,
+        gives=MemoryView,
+        status=201,
+    ),
+    Route(
+        group="You",
+        method="PATCH",
+        path="/v1/me/memories",
+        handler=memories.switch,
+        does="Switch memory on or off for yourself. What is there stays, and is not used while it is off.",
+        takes=MemorySwitch,
+        gives=MemoryList,
+    ),
+    Route(
+        group="You",
+        method="DELETE",
+        path="/v1/me/memories",
+        handler=memories.erase_all,
+        does="Erase all that it remembers of you.",
+        status=204,
+    ),
+    Route(
+        group="You",
+        method="PATCH",
+        path="/v1/me/memories/{memory_id}",
+        handler=memories.change,
+        does="Change what it remembers.",
+        takes=ChangedMemory,
+        gives=MemoryView,
+    ),
+    Route(
+        group="You",
+        method="DELETE",
+        path="/v1/me/memories/{memory_id}",
+        handler=memories.erase,
+        does="Erase something that it remembers, with what that had taken the place of.",
+        status=204,
+    ),
     Route(
         group="Worker",
         method="GET",

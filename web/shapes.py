@@ -6,12 +6,16 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from domain.generation import Usage
-from domain.turns import Failure, Outcome, Status, Timings
+from domain.knowledge import Citation, Retrieval
+from domain.memory import TEXT_LENGTH, Kind
+from domain.turns import Cache, Failure, Outcome, Status, Timings
 from streams.records import OnBusy
 
 Title = Annotated[str, Meta(max_length=200)]
 ModelName = Annotated[str, Meta(max_length=200)]
 Stops = Annotated[list[str], Meta(max_length=4)]
+
+MemoryText = Annotated[str, Meta(min_length=1, max_length=TEXT_LENGTH)]
 
 
 def rfc3339(milliseconds: int) -> datetime:
@@ -72,6 +76,24 @@ class RegeneratedTurn(Struct, frozen=True, kw_only=True):
     options: Options | None = None
 
 
+class NewMemory(Struct, frozen=True, kw_only=True):
+    """Something to remember of who sends it, as a sentence."""
+
+    text: MemoryText
+
+
+class ChangedMemory(Struct, frozen=True, kw_only=True):
+    """What something that is remembered is to say instead."""
+
+    text: MemoryText
+
+
+class MemorySwitch(Struct, frozen=True, kw_only=True):
+    """Whether to remember what the sender says, and to use it."""
+
+    enabled: bool
+
+
 # -- what they get
 
 
@@ -92,7 +114,11 @@ class StoppedTurn(Struct, frozen=True, kw_only=True):
 
 
 class ShownTurn(Struct, frozen=True, kw_only=True):
-    """A turn, as far as every route shows it. ``last_event_id`` is the event up to which ``answer`` goes."""
+    """A turn, as far as every route shows it. ``last_event_id`` is the event up to which ``answer`` goes.
+
+    ``citations``: the passages that the model was given, by the number that the answer names them by. ``retrieval``:
+    what the search for them came to. ``cache``: whether the answer is an earlier one.
+    """
 
     turn_id: str
     input: str
@@ -106,6 +132,9 @@ class ShownTurn(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     timings: Timings | None = None
     error: Failure | None = None
+    citations: list[Citation] = []
+    retrieval: Retrieval | None = None
+    cache: Cache | None = None
     last_event_id: int | None = None
 
 
@@ -113,7 +142,6 @@ class TurnView(ShownTurn, frozen=True, kw_only=True):
     """A turn. ``last_event_id`` is the event up to which ``answer`` goes: read on with ``?starting_after=``."""
 
     conversation_id: str
-    citations: list[dict[str, Any]] = []
     claims: int = 0
     metadata: dict[str, Any] = {}
 
@@ -161,6 +189,100 @@ class ConversationList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
+class NewDocument(Struct, frozen=True, kw_only=True):
+    """A document to learn. The same ``id`` again replaces it. ``readers``: who may find it; none: everyone."""
+
+    title: str
+    text: str
+    id: str | None = None
+    url: str | None = None
+    readers: list[str] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class DocumentView(Struct, frozen=True, kw_only=True):
+    """What has become of a document: queued, learned (with how many passages), or failed (with why)."""
+
+    document_id: str
+    title: str
+    status: Literal["queued", "learned", "failed"]
+    created_at: datetime
+    updated_at: datetime
+    object: Literal["document"] = "document"
+    error: str | None = None
+    url: str | None = None
+    passages: int = 0
+    readers: list[str] = []
+    metadata: dict[str, Any] = {}
+
+
+class DocumentList(Struct, frozen=True, kw_only=True):
+    """Documents, the newest first."""
+
+    data: list[DocumentView]
+    has_more: bool = False
+    object: Literal["list"] = "list"
+
+
+class WantedSearch(Struct, frozen=True, kw_only=True):
+    """A search. ``messages``: the conversation before the query, in OpenAI's form, so that it can be understood."""
+
+    query: str
+    k: Annotated[int, Meta(ge=1, le=50)] = 10
+    messages: list[dict[str, Any]] = []
+
+
+class SearchHit(Struct, frozen=True, kw_only=True):
+    """A passage. ``path``: the headings that lead to it. ``score`` orders the hits of one search, and says no more."""
+
+    document_id: str
+    title: str
+    text: str
+    score: float
+    path: str = ""
+    url: str | None = None
+
+
+class SearchResults(Struct, frozen=True, kw_only=True):
+    """Passages, best first; of each document its best one before the others."""
+
+    data: list[SearchHit]
+    has_more: bool = False
+    object: Literal["list"] = "list"
+
+
+class WantedEmbeddings(Struct, frozen=True, kw_only=True):
+    """Texts to turn into vectors, in OpenAI's form."""
+
+    input: str | list[str]
+    model: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class Embedding(Struct, frozen=True, kw_only=True):
+    """A vector, as numbers or as base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Struct, frozen=True, kw_only=True):
+    """About how many model tokens were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, frozen=True, kw_only=True):
+    """Vectors, in the order of the texts."""
+
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
 class Me(Struct, frozen=True, kw_only=True):
     """Who is asking, as the server sees it."""
 
@@ -168,6 +290,39 @@ class Me(Struct, frozen=True, kw_only=True):
     user: str
     roles: list[str]
     object: Literal["user"] = "user"
+
+
+class MemorySource(Struct, frozen=True, kw_only=True):
+    """The turn whose question told it. The conversation may be erased by now."""
+
+    conversation_id: str
+    turn_id: str
+
+
+class MemoryView(Struct, frozen=True, kw_only=True):
+    """Something that is remembered of a user. ``source``: none, where it was entered by hand."""
+
+    id: str
+    text: str
+    kind: Kind
+    created_at: datetime
+    valid_from: datetime
+    source: MemorySource | None = None
+    object: Literal["memory"] = "memory"
+
+
+class MemoryList(Struct, frozen=True, kw_only=True):
+    """All that is remembered of a user, the latest first.
+
+    ``enabled``: whether it is used, and added to. ``switchable``: whether that is the user's to say; the operator may
+    have switched it off for everyone.
+    """
+
+    data: list[MemoryView]
+    enabled: bool
+    switchable: bool
+    has_more: bool = False
+    object: Literal["list"] = "list"
 
 
 class Health(Struct, frozen=True, kw_only=True):

@@ -29,6 +29,9 @@ def of_log(shape: type[V], question: Question, progress: Progress, **more: Any) 
         usage=end.usage if end else None,
         timings=end.timings if end else None,
         error=end.error if end else None,
+        citations=progress.citations,
+        retrieval=end.retrieval if end else None,
+        cache=end.cache if end else None,
         last_event_id=progress.last_event_id,
         **more,
     )
@@ -47,6 +50,9 @@ def of_finished(shape: type[V], turn: "Turn | KeptTurn | StoredTurn", **more: An
         usage=turn.usage,
         timings=turn.timings,
         error=turn.error,
+        citations=turn.citations,
+        retrieval=turn.retrieval,
+        cache=turn.cache,
         **more,
     )
 

@@ -426,6 +426,7 @@ def _member(folder: Path, name: str, brokers: Brokers, model_ports: Sequence[int
         # What the scripted server does. Trying it out, as by default, fails: it counts to no twelve.
         "HEADRACE_MODEL_RESUME": "prefill",
         "HEADRACE_AUTH": "required",
+        "HEADRACE_RETRIEVAL": "off",
         "HEADRACE_API_KEYS": ",".join(f"tenant{number}/user:{api_key(number)}" for number in range(TENANTS)),
         "HEADRACE_GROUP": GROUP,
         "HEADRACE_PARTITIONS": str(PARTITIONS),

@@ -82,6 +82,12 @@ async def test_an_answer_has_text_then_one_finish_reason_then_its_usage(model: M
     assert usage.output_tokens >= len(deltas) - 2
 
 
+async def test_it_counts_a_text_or_says_that_it_does_not(model: Model) -> None:
+    counted = await model.tokenize("any", "Count from one to twenty in words.")
+
+    assert counted is None or 7 <= counted <= 10
+
+
 async def test_an_answer_that_is_cut_for_its_length_says_so(model: Model) -> None:
     deltas = await read(model, asking(QUESTION, max_tokens=5))
 

@@ -15,6 +15,7 @@ from adapters.schema import migrate
 from adapters.turn_store import TurnStore
 from domain.errors import Overtaken, SinkRefused, SinkUnavailable
 from domain.ids import uuid7
+from domain.knowledge import Citation
 from domain.spans import Span
 from domain.turns import Failure, Outcome
 from streams.postgres_sink import PostgresSink
@@ -104,6 +105,24 @@ def titles(url: str) -> list[tuple[str, bool]]:
 
 
 # -- each turn once
+
+
+async def test_what_an_answer_cites_is_written_with_it_replaced_with_it_and_erased_with_it(
+    sink: PostgresSink, database_url: str
+) -> None:
+    given = [Citation(n, f"d{n}", "Manual", "", f"Passage {n}\0") for n in (1, 2)]
+    cited = msgspec.structs.replace(turn(1), citations=given)
+    texts = "SELECT n, document_id, url, text FROM citations ORDER BY n"
+
+    await keep(sink, 0, cited, turn(2))
+    assert rows(database_url, texts) == [(1, "d1", None, "Passage 1�"), (2, "d2", None, "Passage 2�")]
+
+    await keep(sink, 2, msgspec.structs.replace(cited, citations=given[:1]))
+    assert rows(database_url, texts) == [(1, "d1", None, "Passage 1�")]
+
+    await obey(sink, 0, control("erase"))
+    await keep(sink, 3, cited)
+    assert rows(database_url, texts) == []
 
 
 async def test_a_batch_and_its_progress_are_written_together(sink: PostgresSink, database_url: str) -> None:

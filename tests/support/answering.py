@@ -5,19 +5,22 @@ connections to scripted ones. The pauses between its attempts are short, unless 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 from adapters.model_group import open_model_group
-from agents import generate
+from agents import generate, ground, recall
 from agents.generate import Answer
 from config.settings import Settings
+from domain.answer_cache import Asked, Cached, Kept, Place, Sharing, Source, may_be_kept, place_of, served
+from domain.generation import Usage
 from domain.ids import new_turn_id
+from domain.knowledge import Reader, Retrieved
 from domain.tokens import Kind, Token
 from domain.turns import End
 from streams.turn_runner import Job
@@ -65,11 +68,60 @@ class ListLog:
         self._read = len(self.records)
 
 
+class FakeRetriever:
+    """Finds what the test says, whoever asks; ``asked`` is by whom and for what it was asked."""
+
+    def __init__(self, *retrieved: Retrieved) -> None:
+        self.asked: list[tuple[Reader, list[Mapping[str, Any]]]] = []
+        self._retrieved = list(retrieved)
+
+    async def find(
+        self, reader: Reader, messages: Sequence[Mapping[str, Any]], *, k: int, tokens: int, threshold: float
+    ) -> Retrieved:
+        assert 0 <= threshold <= 1
+        assert k > 0
+        assert tokens > 0
+        self.asked.append((reader, list(messages)))
+        return self._retrieved.pop(0)
+
+
+class FakeAnswerCache:
+    """Keeps answers under their place, shared as the settings say."""
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.kept: dict[str, Kept] = {}
+        self._sharing = sharing
+
+    def place(self, asked: Asked) -> Place | None:
+        return place_of(asked, self._sharing)
+
+    async def find(self, place: Place, retrieved: Retrieved) -> Cached | None:
+        kept = self.kept.get(place.key)
+        return served(kept, place, retrieved) if kept else None
+
+    def keep(
+        self,
+        place: Place,
+        retrieved: Retrieved,
+        source: Source,
+        answer: str,
+        *,
+        outcome: str,
+        finish: str,
+        usage: Usage,
+    ) -> None:
+        if may_be_kept(retrieved, answer, outcome=outcome, finish=finish):
+            ids = tuple(each.passage_id for each in retrieved.passages)
+            self.kept[place.key] = Kept(place.question, answer, ids, usage, source.turn_id)
+
+
 class Answering:
     """The question, the log, and what came of it."""
 
-    def __init__(self, text: str, options: dict[str, Any]) -> None:
+    def __init__(self, text: str, options: dict[str, Any], retriever: FakeRetriever) -> None:
         self.log = ListLog()
+        self.retriever = retriever
+        self.cache = FakeAnswerCache("off")
         asked = question(TURN, options=options, messages=[{"role": "user", "content": text}])
         self.job = Job(FakeEvent(b"c", b"", FakeMessage(0, 0, 1)), asked)
 
@@ -116,15 +168,24 @@ async def answering(
     text: str,
     *,
     options: dict[str, Any] | None = None,
+    retrieved: Sequence[Retrieved] = (),
+    cache: FakeAnswerCache | None = None,
     **set_to: Any,
 ) -> AsyncIterator[Answering]:
-    """Prepare an answer from these model servers, with these settings."""
-    settings = Settings(model_servers=",".join(servers), model="scripted", **set_to)
+    """Prepare an answer from these model servers, with these settings, and with passages if there are ``retrieved``."""
+    retrieval: Literal["on", "off"] = "on" if retrieved else "off"
+    usual: dict[str, Any] = {"model": "scripted", "retrieval": retrieval, "memory": "off"}
+    settings = Settings(**{"model_servers": ",".join(servers), **usual, **set_to})
     async with open_model_group(settings) as model:
-        found = Answering(text, options or {})
-        services = SimpleNamespace(token_log=found.log, model=model)
+        found = Answering(text, options or {}, FakeRetriever(*retrieved))
+        found.cache = cache or FakeAnswerCache(settings.answer_cache)
+        services = SimpleNamespace(
+            token_log=found.log, model=model, retriever=found.retriever, answer_cache=found.cache
+        )
         worker = SimpleNamespace(services=services, settings=settings, generation=1, settled=_settled)
         monkeypatch.setattr(generate, "app", worker)
+        monkeypatch.setattr(ground, "app", worker)
+        monkeypatch.setattr(recall, "app", worker)
         monkeypatch.setattr(generate, "pause", lambda _attempt: 0.01)
         yield found
 

@@ -20,12 +20,14 @@ from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner, SinkUnav
 from domain.generation import Usage
 from domain.history import Owner, StoredConversation, StoredTurn
 from domain.ids import place_of
+from domain.memory import Memories
 from domain.tokens import Fold, Token, text_of
 from domain.turns import End, Failure, Outcome, Start
-from streams.records import Control, Question, Turn, Wire, encode
+from streams.records import Control, MemoryChange, Question, Turn, Wire, encode
 from streams.topics import Topics, TopicSpec, partition_of
 from tables.conversations import Conversation, KeptTurn, Listed
 from tables.replays import HOLDS_MS, Replay
+from tests.support.knowledge import FakeDocuments, FakeEmbedder, FakeRetriever
 
 T = TypeVar("T")
 
@@ -98,6 +100,7 @@ class FakeKafka:
         self.rows: dict[str, Conversation] = {}
         self.replays: dict[str, Replay] = {}
         self.erased: set[str] = set()
+        self.memories: dict[tuple[str, str], Memories] = {}
         self.working: dict[str, list[Question]] = {}
         self.underway: dict[int, list[int]] = {}
         self.published: list[Wire] = []
@@ -318,6 +321,30 @@ class FakeHistory:
             raise SinkUnavailable("Postgres is not there")
 
 
+class FakeMemories:
+    """What is known of users, as the agents have it: a change shows as soon as it is published, or not at all.
+
+    ``down`` makes it unreachable. ``stuck``: what is published does not show.
+    """
+
+    def __init__(self, kafka: FakeKafka) -> None:
+        self._kafka = kafka
+        self.down = False
+        self.stuck = False
+
+    async def of(self, tenant: str, user: str) -> Memories:
+        if self.down:
+            raise SinkUnavailable("Elasticsearch is not there")
+        return self._kafka.memories.get((tenant, user), Memories(tenant, user))
+
+    async def carry_out(self, change: MemoryChange) -> None:
+        from tables.memories import changed  # noqa: PLC0415 - as in `application_of`
+
+        if not self.stuck:
+            owner = (change.tenant, change.user)
+            self._kafka.memories[owner] = changed(await self.of(*owner), change, most=10)
+
+
 class FakeServices:
     """Whom the fake worker talks to."""
 
@@ -325,6 +352,10 @@ class FakeServices:
         self.history = FakeHistory()
         self.token_log = FakeTokenLog(kafka)
         self.log_reader = FakeLogReader(kafka)
+        self.memories = FakeMemories(kafka)
+        self.documents = FakeDocuments()
+        self.retriever = FakeRetriever()
+        self.embedders = FakeEmbedder()
         self.model = model
 
 
@@ -373,18 +404,28 @@ class FakeWorker:
         self.delayed: list[tuple[int, Control]] = []
         self.table_reads = 0
 
-    async def publish(self, spec: TopicSpec, key: str, record: Wire, *, at_ms: int | None = None) -> int:
+    async def publish(self, spec: TopicSpec, key: str, record: Wire | None, *, at_ms: int | None = None) -> int:
         if self.kafka_down:
             raise LogUnavailable("Kafka did not take a record")
-        if self.late:
+        if self.late and record is not None:
             self.still_to_come.append(record)
             raise LogUnavailable("Kafka has not acknowledged a record yet")
         await asyncio.sleep(0)
         records = self.kafka.records.setdefault(spec.name, [])
         partition = partition_of(key, spec.partitions)
         offset = sum(other.partition == partition for other in records)
-        records.append(Record(partition, at_ms or 0, encode(record), key))
-        self.kafka.published.append(record)
+        records.append(Record(partition, at_ms or 0, b"" if record is None else encode(record), key))
+        if record is None:
+            self.services.documents.forget(*key.split("/", 1))
+        else:
+            self.kafka.published.append(record)
+            await self._take(record, partition, offset)
+        if self.loses_acknowledgements:
+            raise LogUnavailable("Kafka did not acknowledge a record")
+        return offset
+
+    async def _take(self, record: Wire, partition: int, offset: int) -> None:
+        """Do what the agents do with a record."""
         match record:
             case Control():
                 if self.lag:
@@ -398,11 +439,10 @@ class FakeWorker:
                     self.kafka.underway.setdefault(partition, []).append(offset)
                 if self.script is not None:
                     self.script(self.kafka, record)
+            case MemoryChange():
+                await self.services.memories.carry_out(record)
             case _:
                 pass
-        if self.loses_acknowledgements:
-            raise LogUnavailable("Kafka did not acknowledge a record")
-        return offset
 
     def owner_url(self, partition: int) -> URL | None:
         if self.rebalancing:

@@ -40,6 +40,8 @@ from tests.support.scripted_answer import (
     tool_deltas,
 )
 
+END_OF_PASSAGES = "</passages>\n\n"
+
 __all__ = ["ModelServer", "Stats", "expected_answer"]
 
 TICK = 0.001
@@ -400,7 +402,7 @@ def question_of(body: Mapping[str, Any]) -> str:
     messages = body.get("messages", ())
     for message in reversed(messages[:-1] if is_told_to_continue(body) else messages):
         if message.get("role") == "user" and message.get("content") is not None:
-            return text_of(message)
+            return text_of(message).rpartition(END_OF_PASSAGES)[2]
     raise ValueError("there is no message of role user with content")
 
 

@@ -9,6 +9,7 @@ from psycopg.types.json import Jsonb
 from domain.generation import Usage
 from domain.history import Owner, StoredConversation, StoredTurn
 from domain.ids import new_turn_id, uuid7
+from domain.knowledge import Citation
 from domain.turns import Timings
 
 LONG_AGO = 1_750_000_000_000  # June 2025
@@ -50,6 +51,7 @@ def old_turn(number: int, conversation_id: str, *, in_conversation: bool = True,
         ended_at=at + 1000,
         in_conversation=in_conversation,
         metadata={},
+        citations=[Citation(n, f"document-{n}", "Manual", "", f"Passage {n}.") for n in range(1, number % 3 + 1)],
     )
 
 
@@ -77,6 +79,11 @@ def seed(url: str, owner: Owner, *rows: StoredConversation | StoredTurn) -> None
                         row.timings.total_ms, row.claims,
                     ),
                 )  # fmt: skip
+                for each in row.citations:
+                    connection.execute(
+                        "INSERT INTO citations VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                        (row.turn_id, _time(row.ended_at), each.n, each.document_id, each.title, None, each.text),
+                    )
 
 
 def _time(milliseconds: int) -> datetime:

@@ -19,6 +19,7 @@ limit=yes       `no`: max_tokens is not kept
 tool=a,b        call these tools, both at once, instead of answering
 cut=1           cut every multi-byte character in two between writes
 crlf=1          end lines in CR LF, with comments in between
+say=…           answer with this text instead, in URL quoting, a few characters a token
 stamp=1         each token is the time of its writing instead: " t=" and CLOCK_MONOTONIC in seconds
 """
 
@@ -28,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 from typing import Any
+from urllib.parse import unquote
 from zlib import crc32
 
 DIRECTIVES = re.compile(r"\[((?:\w+=[^\s\]]+\s*)+)\]")
@@ -70,6 +72,7 @@ class Script:
     cut: bool = False
     crlf: bool = False
     stamp: bool = False
+    say: str = ""
 
     def __post_init__(self) -> None:
         if self.fault and self.fault not in FAULTS and not re.fullmatch(r"[45]\d\d", self.fault):
@@ -103,7 +106,11 @@ def _value(text: str, like: object) -> object:
 
 def expected_answer(question: str, tokens: int | None = None) -> list[str]:
     """Return the tokens of the answer. Each says its number, so that one lost, doubled or moved is seen."""
-    count = script_of(question).tokens if tokens is None else tokens
+    script = script_of(question)
+    if script.say:
+        text = unquote(script.say)
+        return [text[start : start + 3] for start in range(0, len(text), 3)]
+    count = script.tokens if tokens is None else tokens
     seed = crc32(question.encode())
     return [f"{number}:{WORDS[crc32(b'%d %d' % (seed, number)) % len(WORDS)]} " for number in range(count)]
 

@@ -45,7 +45,7 @@ class Web:
         *,
         key: str | None = ALICE,
         headers: dict[str, str] | None = None,
-        data: bytes | None = None,
+        data: Any = None,
     ) -> ClientResponse:
         """Send a request; the answer's body is read already."""
         response = await self.open(method, path, body, key=key, headers=headers, data=data)
@@ -60,7 +60,7 @@ class Web:
         *,
         key: str | None = ALICE,
         headers: dict[str, str] | None = None,
-        data: bytes | None = None,
+        data: Any = None,
     ) -> ClientResponse:
         """Send a request, and return as soon as the answer's headers are there."""
         headers = dict(headers or {})
@@ -68,7 +68,7 @@ class Web:
             headers["Authorization"] = f"Bearer {key}"
         if body is not None:
             data = msgspec.json.encode(body)
-        if data is not None:
+        if isinstance(data, bytes):
             headers.setdefault("Content-Type", "application/json")
         return await self.session.request(method, self.server.make_url(path), headers=headers, data=data)
 

@@ -1,13 +1,15 @@
 """What an operator types and gets wrong is answered with what is wrong, and an exit code that says who can mend it."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner, Result
 from faust.cli.base import cli
 
+from adapters.elastic import Elastic
 from domain.errors import LogUnavailable
-from streams import commands
+from streams import commands, reindex_command
 
 
 def typed(*arguments: str) -> Result:
@@ -42,6 +44,28 @@ def test_a_wrong_command_says_what_is_wrong_with_it(arguments: list[str], said: 
 )
 def test_times_are_read_as_people_write_them(text: str, seconds: int) -> None:
     assert commands.Moment().convert(text, None, None).timestamp() == seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "said"),
+    [
+        ([], os.EX_USAGE, "Say one of --model"),
+        (["--model", "new", "--status"], os.EX_USAGE, "Say one of --model"),
+        (["--model", "new", "--questions", "nowhere.jsonl"], 2, "'nowhere.jsonl' does not exist"),
+        (["--model", "new", "--tolerance", "2"], 2, "2.0 is not in the range"),
+        (["--status"], os.EX_TEMPFAIL, "Not now: Elasticsearch is not there"),
+    ],
+)
+def test_a_reindexing_that_cannot_begin_says_why(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], exit_code: int, said: str
+) -> None:
+    monkeypatch.setattr("config.logging.configure", lambda *_: None)
+    monkeypatch.setattr(reindex_command, "open_elastic", lambda _: nullcontext(Elastic("http://127.0.0.1:1")))
+
+    result = CliRunner().invoke(cli, ["-A", "streams.app", "reindex", *arguments])
+
+    assert result.exit_code == exit_code
+    assert said in result.output
 
 
 def test_while_kafka_is_away_the_command_says_so_and_asks_to_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

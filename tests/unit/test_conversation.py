@@ -14,6 +14,7 @@ class Said:
 
     turn_id: str
     parent: str = ""
+    tokens: int = 0
     input: str = "a question"
     answer: str = "an answer"
 

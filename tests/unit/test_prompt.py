@@ -15,6 +15,7 @@ class Said:
     input: str
     answer: str
     parent: str = ""
+    tokens: int = 0
 
 
 def test_the_prompt_is_a_file_with_a_version() -> None:

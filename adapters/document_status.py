@@ -1,0 +1,166 @@
+"""What has become of each document: a small one in Elasticsearch, by the view that takes it and by who learns it.
+
+It is a version of the record in Kafka that it tells of: twice the record's time, and one more once it is learned or has
+failed. Elasticsearch keeps the higher version, so a view that is late to say "queued" says it to nobody.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+from elasticsearch import ConflictError, NotFoundError
+
+from adapters.elastic import Elastic, reason_of
+from domain.errors import SinkUnavailable
+from domain.knowledge import EVERYONE, DocumentStatus, Reader
+
+_KEYWORD: Final = {"type": "keyword"}
+_UNSEARCHED: Final = {"type": "keyword", "index": False, "doc_values": False}
+_MAPPINGS: Final = {
+    "dynamic": "strict",
+    "properties": {
+        "tenant": _KEYWORD,
+        "user": _KEYWORD,
+        "readers": _KEYWORD,
+        "document_id": _KEYWORD,
+        "title": {"type": "text", "analyzer": "english"},
+        "url": _UNSEARCHED,
+        "media_type": _KEYWORD,
+        "metadata": {"type": "object", "enabled": False},
+        "status": _KEYWORD,
+        "error": _UNSEARCHED,
+        "passages": {"type": "integer"},
+        "created_at": {"type": "long"},
+        "updated_at": {"type": "long"},
+    },
+}
+
+
+class DocumentStatuses:
+    """See the module. Methods raise `SinkUnavailable`."""
+
+    def __init__(self, elastic: Elastic, prefix: str) -> None:
+        self._elastic = elastic
+        self._index = f"{prefix}documents-v1"
+        self._is_made = False
+
+    async def write(self, *each: tuple[DocumentStatus, int, bool], shown: bool = True) -> None:
+        """Write statuses, each with the time of its record in Unix ms and whether that is done with.
+
+        What is newer stays. Returns once the list has them, unless they need not be ``shown`` there yet.
+        """
+        if not each:
+            return
+        await self._make()
+        lines = []
+        for status, at_ms, is_done in each:
+            where = {
+                "_id": _key(status.tenant, status.document_id),
+                "version": 2 * at_ms + is_done,
+                "version_type": "external_gte",
+            }
+            readers = [f"u:{user}" for user in dict.fromkeys([status.user, *status.readers])]
+            document = asdict(status) | {"readers": readers if status.readers else [EVERYONE]}
+            lines += [msgspec.json.encode({"index": where}), msgspec.json.encode(document)]
+        async with self._elastic.client() as client:
+            answer = await client.bulk(
+                index=self._index,
+                operations=b"\n".join([*lines, b""]),  # type: ignore[arg-type]  # it also takes what is encoded
+                refresh="wait_for" if shown else False,
+                filter_path=["items.*.status", "items.*.error"],
+            )
+        items = [item for found in answer.body.get("items", ()) for item in found.values()]
+        failed = [item for item in items if "error" in item and item["status"] != 409]
+        if failed:
+            first = reason_of(failed[0]["error"])
+            raise SinkUnavailable(f"Elasticsearch does not take the status of a document: {first}")
+
+    async def remove(self, tenant: str, document_id: str, at_ms: int) -> None:
+        """Forget a document, if nothing newer is known of it."""
+        async with self._elastic.client() as client:
+            with suppress(NotFoundError, ConflictError):
+                await client.delete(
+                    index=self._index,
+                    id=_key(tenant, document_id),
+                    version=2 * at_ms + 1,
+                    version_type="external_gte",
+                    refresh="wait_for",
+                )
+
+    async def read(self, tenant: str, document_id: str) -> DocumentStatus | None:
+        """Return what is known of a document."""
+        async with self._elastic.client() as client:
+            try:
+                found = await client.get(index=self._index, id=_key(tenant, document_id))
+            except NotFoundError:
+                return None
+        return _status(found["_source"])
+
+    async def many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], DocumentStatus]:
+        """Return what is known of documents, by tenant and id."""
+        if not keys:
+            return {}
+        await self._make()
+        async with self._elastic.client() as client:
+            found = await client.mget(index=self._index, ids=[_key(*key) for key in keys])
+        return {
+            key: _status(each["_source"]) for key, each in zip(keys, found["docs"], strict=True) if each.get("found")
+        }
+
+    async def of(self, reader: Reader, *, limit: int, after: str = "") -> list[DocumentStatus]:
+        """Return what a reader may know of, the newest first; those that follow the document ``after``."""
+        may_read = {"terms": {"readers": [EVERYONE, f"u:{reader.user}"]}}
+        place: list[Any] | None = None
+        if after:
+            known = await self.read(reader.tenant, after)
+            if known is None or not known.may_be_read_by(reader):
+                return []
+            place = [known.created_at, known.document_id]
+        async with self._elastic.client() as client:
+            try:
+                found = await client.search(
+                    index=self._index,
+                    query={"bool": {"filter": [{"term": {"tenant": reader.tenant}}, may_read]}},
+                    sort=[{"created_at": "desc"}, {"document_id": "asc"}],
+                    search_after=place,
+                    size=limit,
+                    filter_path=["hits.hits._source"],
+                )
+            except NotFoundError:
+                return []
+        return [_status(hit["_source"]) for hit in found.body.get("hits", {}).get("hits", ())]
+
+    # -- how far learning has got
+
+    async def progress(self, log: str, partition: int) -> int:
+        """Return the next offset of a partition of the documents' topic."""
+        async with self._elastic.client() as client:
+            asking = client.options(ignore_status=404)
+            found = await asking.get(index=f"{self._index}-progress", id=f"{log}/{partition}")
+        return int(found.body["_source"]["next"]) if found.body.get("found") else 0
+
+    async def advance(self, log: str, partition: int, offset: int) -> None:
+        """Note the next offset of a partition."""
+        async with self._elastic.client() as client:
+            await client.index(index=f"{self._index}-progress", id=f"{log}/{partition}", document={"next": offset})
+
+    async def _make(self) -> None:
+        """Make the index, unless it is there."""
+        if self._is_made:
+            return
+        async with self._elastic.client() as client:
+            if not await client.indices.exists(index=self._index):
+                await client.options(ignore_status=400).indices.create(index=self._index, mappings=_MAPPINGS)
+        self._is_made = True
+
+
+def _key(tenant: str, document_id: str) -> str:
+    return blake2b(f"{tenant}\0{document_id}".encode(), digest_size=16).hexdigest()
+
+
+def _status(source: dict[str, Any]) -> DocumentStatus:
+    readers = [reader.removeprefix("u:") for reader in source["readers"] if reader != EVERYONE]
+    return msgspec.convert(source | {"readers": readers}, DocumentStatus)

@@ -1,0 +1,142 @@
+"""The child process that reads one file for `adapters.parsers`: what comes from outside is taken apart apart from us.
+
+    python -m adapters.parsing_process KIND TEXT_BYTES < file > answer
+
+It may use so much memory and time and no more, and writes a msgpack `Parsed`. A file that ends it ends nothing else.
+"""
+
+import io
+import os
+import re
+import resource
+import sys
+import zipfile
+from typing import Final
+
+import msgspec
+
+MEMORY_BYTES: Final = 1 << 30
+CPU_SECONDS: Final = 60
+PAGES: Final = 2000
+UNZIPPED_BYTES: Final = 200 << 20
+BINARY: Final = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """What a file says, in Markdown, and what it calls itself; or why it cannot be read, for who gave it."""
+
+    text: str = ""
+    title: str = ""
+    error: str = ""
+
+
+class Unreadable(Exception):
+    """A file that cannot be read, and what to do about it."""
+
+
+def parse(kind: str, data: bytes) -> Parsed:
+    """Return what a file says. Raises `Unreadable`, and whatever the parsers do."""
+    match kind:
+        case "pdf":
+            return _pdf(data)
+        case "docx":
+            return _docx(data)
+        case "html":
+            return _html(_decoded(data))
+        case _:
+            return Parsed(_decoded(data))
+
+
+def _decoded(data: bytes) -> str:
+    """Return a text file's text: UTF-8, UTF-16 by its mark, or what Windows wrote."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    if BINARY.search(text[:100_000]):
+        raise Unreadable("The file is no text, whatever its name says. Give it its own ending, or save it as text.")
+    return text
+
+
+def _pdf(data: bytes) -> Parsed:
+    from pypdf import PdfReader  # noqa: PLC0415 - only one parser is needed
+    from pypdf.errors import PyPdfError  # noqa: PLC0415
+
+    try:
+        reader = PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Unreadable("The PDF is protected by a password. Save it without one.")
+        if len(reader.pages) > PAGES:
+            raise Unreadable(f"The PDF has {len(reader.pages)} pages. At most {PAGES} are read: divide it.")
+        pages = [_without_hyphens(page.extract_text() or "") for page in reader.pages]
+        title = str((reader.metadata.title if reader.metadata else "") or "")
+    except PyPdfError as error:
+        raise Unreadable(f"The PDF is damaged: {error}. Save it anew.") from error
+    if not any(page.strip() for page in pages):
+        raise Unreadable("The PDF has no text, only images. Have it read by OCR first.")
+    return Parsed("\n\n".join(pages), title)
+
+
+def _without_hyphens(page: str) -> str:
+    """Return a page's text with the words whole that its lines divide."""
+    return re.sub(r"(?<=[^\W\d_])-\n(?=[^\W\d_])", "", page)
+
+
+def _docx(data: bytes) -> Parsed:
+    import mammoth  # noqa: PLC0415
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(each.file_size for each in archive.infolist()) > UNZIPPED_BYTES:
+                raise Unreadable(f"The document unpacks to more than {UNZIPPED_BYTES >> 20} MB. Divide it.")
+            if "word/document.xml" not in archive.namelist():
+                raise Unreadable("The file is no Word document (.docx). An older .doc has to be saved as .docx.")
+        # Pictures would stand in the text as megabytes of base64.
+        html = mammoth.convert_to_html(
+            io.BytesIO(data), convert_image=mammoth.images.img_element(lambda _: {"src": ""})
+        )
+    except zipfile.BadZipFile as error:
+        raise Unreadable("The Word document is damaged, or no .docx. Save it anew.") from error
+    return _html(html.value)
+
+
+def _html(text: str) -> Parsed:
+    from bs4 import BeautifulSoup  # noqa: PLC0415
+    from markdownify import MarkdownConverter  # noqa: PLC0415
+
+    page = BeautifulSoup(text, "html.parser")
+    title = page.title.get_text(" ", strip=True) if page.title else ""
+    for each in page.select("script, style, noscript, template, nav, header, footer, aside, form, iframe, svg, title"):
+        each.decompose()
+    markdown = MarkdownConverter(heading_style="ATX", strip=["img"]).convert_soup(page.main or page.body or page)
+    return Parsed(re.sub(r"\n{3,}", "\n\n", markdown).strip(), title)
+
+
+def main() -> None:
+    """Read the file on stdin."""
+    kind, text_bytes = sys.argv[1], int(sys.argv[2])
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no part of the answer
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    os.nice(10)
+    try:
+        parsed = parse(kind, sys.stdin.buffer.read())
+        if len(parsed.text.encode()) > text_bytes:
+            raise Unreadable(f"The file has more than {text_bytes >> 20} MB of text. Divide it.")
+        if not parsed.text.strip():
+            raise Unreadable("The file has no text.")
+    except Unreadable as error:
+        parsed = Parsed(error=str(error))
+    except MemoryError:
+        parsed = Parsed(error="The file takes too much memory to be read. Divide it.")
+    except Exception as error:  # noqa: BLE001 - whatever a file makes of a parser
+        parsed = Parsed(error=f"The file cannot be read ({type(error).__name__}). Save it anew, or as another kind.")
+    out.write(msgspec.msgpack.encode(parsed))
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""The passages of all documents in Elasticsearch, with their vectors: written by `agents.learn`, searched by everyone.
+
+The invariant: **no request finds a passage that its reader may not read**, because tenant and reader are filters inside
+every query, also within the search for near vectors. An index belongs to one embedding model, which its mapping names.
+What is searched is an alias, so that another model's index can be filled beside the one that serves (`State`).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from elasticsearch import BadRequestError, NotFoundError
+
+from adapters.elastic import Elastic, reason_of
+from domain.errors import SinkUnavailable
+from domain.knowledge import EVERYONE, Found, Passage, Reader
+from domain.retrieval import Ranking
+
+State = Literal["serving", "filling", "retired"]
+
+INDICES_SECONDS: Final = 2.0
+"""How long what is known of the indices is believed: a switch of the alias is noticed within it."""
+
+NEIGHBOURS: Final = 2
+"""Vectors that each shard compares for each that is wanted: more finds a little more, and takes longer."""
+
+TITLE_BOOST: Final = 0.5
+_KEYWORD: Final = {"type": "keyword"}
+_TEXT: Final = {"type": "text", "analyzer": "english"}
+_UNSEARCHED: Final = {"type": "keyword", "index": False, "doc_values": False}
+_SETTINGS: Final = {"number_of_shards": 1, "auto_expand_replicas": "0-1", "refresh_interval": "1s"}
+
+
+class Index(NamedTuple):
+    """One index of passages. ``state``: ``serving`` is the one behind the alias."""
+
+    name: str
+    model: str
+    dims: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A passage as it is written. ``readers``: users of the tenant, none for all of them."""
+
+    passage: Passage
+    readers: tuple[str, ...] = ()
+    version: int = 0
+
+    @property
+    def spoken(self) -> str:
+        """Return what its vector is of: the text, and what it stands under."""
+        return "\n".join(filter(None, (self.passage.title, self.passage.path, self.passage.text)))
+
+    def key(self, tenant: str, copy: int = 0) -> str:
+        """Return the passage's id: the same text in the same place of a document has the same.
+
+        ``copy`` counts passages of a document that are alike in all that.
+        """
+        passage = self.passage
+        parts = (tenant, passage.document_id, passage.title, passage.path, passage.text, str(copy))
+        return blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+class PassageIndex:
+    """See the module. ``prefix`` begins the names of all indices. Methods raise `SinkUnavailable`."""
+
+    def __init__(self, elastic: Elastic, prefix: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._elastic = elastic
+        self._clock = clock
+        self.alias = f"{prefix}passages"
+        self._answers = f"{prefix}answers-*"  # what `adapters.answer_cache` keeps
+        self._known: tuple[float, tuple[Index, ...]] = (float("-inf"), ())
+
+    # -- indices
+
+    async def indices(self) -> tuple[Index, ...]:
+        """Return all indices of passages, oldest first. What was known a moment ago is believed."""
+        at, known = self._known
+        if self._clock() - at < INDICES_SECONDS and known:
+            return known
+        async with self._elastic.client() as client:
+            found = await client.options(ignore_status=404).indices.get(
+                index=f"{self.alias}-*", filter_path=["*.mappings._meta", "*.aliases"]
+            )
+        known = tuple(
+            _index(name, about, self.alias) for name, about in sorted(found.body.items()) if "mappings" in about
+        )
+        self._known = (self._clock(), known)
+        return known
+
+    async def serving(self) -> Index | None:
+        """Return the index that is searched, None before the first document."""
+        return next((each for each in await self.indices() if each.state == "serving"), None)
+
+    async def prepare(self, model: str, dims: int) -> tuple[Index, ...]:
+        """Return the indices to write to, which are all; makes the first one, for this model, where there is none.
+
+        One that is not searched is being filled, or is kept to go back to.
+        """
+        if not (found := await self.indices()):
+            await self.create(1, model, dims, serves=True)
+            found = await self.indices()
+        return found
+
+    async def create(self, number: int, model: str, dims: int, *, serves: bool = False) -> str:
+        """Make an index for a model, unless it is there; return its name."""
+        name = f"{self.alias}-{number:06}"
+        async with self._elastic.client() as client:
+            try:
+                await client.indices.create(
+                    index=name,
+                    settings=_SETTINGS,
+                    mappings=_mappings(model, dims, "filling"),
+                    aliases={self.alias: {}} if serves else {},
+                )
+            except BadRequestError as error:  # of several workers that do, one is first
+                if error.error != "resource_already_exists_exception":
+                    raise
+        self._known = (float("-inf"), ())
+        return name
+
+    async def switch(self, to: str, *, retire: str = "") -> None:
+        """Have the alias lead to an index, at once and for everyone. The other stays, and is written to as before."""
+        remove = [{"remove": {"index": retire, "alias": self.alias}}] if retire else []
+        async with self._elastic.client() as client:
+            await client.indices.update_aliases(actions=[*remove, {"add": {"index": to, "alias": self.alias}}])
+        self._known = (float("-inf"), ())
+
+    async def mark(self, index: Index, state: State) -> None:
+        """Say in an index's mapping what it is for."""
+        async with self._elastic.client() as client:
+            meta = {"model": index.model, "dims": index.dims, "state": state}
+            await client.indices.put_mapping(index=index.name, meta=meta)
+        self._known = (float("-inf"), ())
+
+    async def drop(self, name: str) -> None:
+        """Delete an index, if it is there."""
+        async with self._elastic.client() as client:
+            await client.options(ignore_status=404).indices.delete(index=name)
+        self._known = (float("-inf"), ())
+
+    async def refresh(self) -> None:
+        """Have everything that was written be found."""
+        async with self._elastic.client() as client:
+            await client.options(ignore_status=404).indices.refresh(index=f"{self.alias}-*")
+
+    async def count(self, name: str) -> int:
+        """Return how many passages an index has."""
+        async with self._elastic.client() as client:
+            return int((await client.count(index=name))["count"])
+
+    # -- writing
+
+    async def ids(self, index: str, tenant: str, document_id: str) -> set[str]:
+        """Return the ids of a document's passages."""
+        found: set[str] = set()
+        after: list[Any] | None = None
+        while True:
+            async with self._elastic.client() as client:
+                await client.indices.refresh(index=index)
+                answer = await client.search(
+                    index=index,
+                    query=_of_document(tenant, document_id),
+                    size=1000,
+                    sort=[{"position": "asc"}, {"key": "asc"}],
+                    search_after=after,
+                    source=False,
+                    filter_path=["hits.hits._id", "hits.hits.sort"],
+                )
+            hits = answer.body.get("hits", {}).get("hits", [])
+            found |= {hit["_id"] for hit in hits}
+            if len(hits) < 1000:
+                return found
+            after = hits[-1]["sort"]
+
+    async def write(
+        self,
+        index: str,
+        tenant: str,
+        new: Mapping[str, tuple[Learned, Sequence[float]]],
+        kept: Mapping[str, Learned],
+        gone: Iterable[str],
+        *,
+        seen: bool = True,
+    ) -> None:
+        """Write passages by id, with their vectors; renew what stands beside those that are ``kept``; delete others.
+
+        Returns once a search finds all of it as it is now, unless it need not be ``seen``. Raises `SinkUnavailable`
+        where some of it was not taken.
+        """
+        lines = [
+            b'{"index":{"_id":"%b"}}\n%b\n' % (key.encode(), _encoded(tenant, key, *each)) for key, each in new.items()
+        ]
+        lines += [
+            b'{"update":{"_id":"%b"}}\n%b\n' % (key.encode(), msgspec.json.encode({"doc": _beside(tenant, each)}))
+            for key, each in kept.items()
+        ]
+        lines += [b'{"delete":{"_id":"%b"}}\n' % key.encode() for key in gone]
+        for start in range(0, len(lines), 500):
+            await self._bulk(index, lines[start : start + 500], seen=seen)
+
+    async def _bulk(self, index: str, lines: Sequence[bytes], *, seen: bool) -> None:
+        async with self._elastic.client() as client:
+            answer = await client.bulk(
+                index=index,
+                operations=b"".join(lines),  # type: ignore[arg-type]  # it also takes what is encoded already
+                refresh="wait_for" if seen else False,
+                filter_path=["items.*.status", "items.*.error"],
+            )
+        items = [item for each in answer.body.get("items", ()) for item in each.values()]
+        failed = [item for item in items if "error" in item]
+        if failed:
+            first = reason_of(failed[0]["error"])
+            raise SinkUnavailable(f"Elasticsearch does not take {len(failed)} of {len(lines)} passages: {first}")
+
+    async def forget(self, tenant: str, document_id: str) -> None:
+        """Delete all passages of a document, in every index, and the kept answers that were made from it.
+
+        Then no search finds one.
+        """
+        indices = [f"{self.alias}-*", self._answers]
+        async with self._elastic.client() as client:
+            await client.options(ignore_status=404).indices.refresh(index=indices)
+        from_it = {"bool": {"filter": [{"term": {"tenant": tenant}}, {"term": {"document_ids": document_id}}]}}
+        query = {"bool": {"should": [_of_document(tenant, document_id), from_it]}}
+        async with self._elastic.client() as client:
+            await client.options(ignore_status=404).delete_by_query(index=indices, query=query, refresh=True)
+
+    # -- reading
+
+    async def search(
+        self, reader: Reader, text: str, vector: Sequence[float] | None, depth: int, *, of: str = ""
+    ) -> tuple[Ranking, Ranking]:
+        """Return the passages with the words of a text, best first, and those near to a vector if there is one.
+
+        Both in one request. Near ones have their cosine. ``of``: the index whose model the vector is of. The alias may
+        lead to another one by now, where it means nothing.
+        """
+        searches: list[Mapping[str, Any]] = [{}, _words(reader, text, depth)]
+        if vector is not None:
+            searches += ({"index": of or self.alias, "ignore_unavailable": True}, _near(reader, vector, depth))
+        async with self._elastic.client() as client:
+            answer = await client.msearch(
+                index=self.alias,
+                searches=searches,
+                filter_path=[
+                    "responses.status",
+                    "responses.error",
+                    "responses.hits.hits._id",
+                    "responses.hits.hits._score",
+                ],
+            )
+        responses = answer["responses"]
+        if refused := next((each for each in responses if each.get("error")), None):
+            if refused.get("status") == 404:
+                return {}, {}  # nobody has learned a document yet
+            raise SinkUnavailable(f"Elasticsearch refuses a search: {reason_of(refused['error'])}")
+        rankings = [_ranking(each) for each in responses]
+        return rankings[0], _cosines(rankings[1]) if len(rankings) > 1 else {}
+
+    async def read(self, reader: Reader, ids: Sequence[str]) -> dict[str, tuple[Passage, bool]]:
+        """Return passages by id, each with whether everyone of the tenant may read it; only what the reader may."""
+        if not ids:
+            return {}
+        async with self._elastic.client() as client:
+            answer = await client.search(
+                index=self.alias,
+                query={"bool": {"filter": [{"ids": {"values": list(ids)}}, *_may_read(reader)]}},
+                size=len(ids),
+                source_excludes=["vector"],
+                filter_path=["hits.hits._id", "hits.hits._source"],
+            )
+        hits = answer.body.get("hits", {}).get("hits", ())
+        return {hit["_id"]: _passage(hit["_source"]) for hit in hits}
+
+    async def has_any(self, reader: Reader) -> bool:
+        """Return whether a reader may read any passage at all."""
+        async with self._elastic.client() as client:
+            try:
+                found = await client.search(
+                    index=self.alias,
+                    query={"bool": {"filter": _may_read(reader)}},
+                    size=0,
+                    terminate_after=1,
+                    track_total_hits=1,
+                    filter_path=["hits.total"],
+                )
+            except NotFoundError:
+                return False
+        return bool(found["hits"]["total"]["value"])
+
+
+def keyed(tenant: str, passages: Iterable[Learned]) -> dict[str, Learned]:
+    """Return a document's passages by id, each of several that are alike under one of its own."""
+    found: dict[str, Learned] = {}
+    for each in passages:
+        copy = 0
+        while (key := each.key(tenant, copy)) in found:
+            copy += 1
+        found[key] = each
+    return found
+
+
+def found_in(passages: Mapping[str, tuple[Passage, bool]], ranked: Iterable[tuple[str, float]]) -> list[Found]:
+    """Return ranked ids as what was found, without those that are gone meanwhile."""
+    return [Found(key, passages[key][0], score, passages[key][1]) for key, score in ranked if key in passages]
+
+
+def _mappings(model: str, dims: int, state: State) -> dict[str, Any]:
+    return {
+        "dynamic": "strict",
+        "_meta": {"model": model, "dims": dims, "state": state},
+        "properties": {
+            "key": _KEYWORD,
+            "tenant": _KEYWORD,
+            "document_id": _KEYWORD,
+            "readers": _KEYWORD,
+            "title": _TEXT,
+            "path": _TEXT,
+            "text": _TEXT,
+            "url": _UNSEARCHED,
+            "position": {"type": "integer"},
+            "version": {"type": "long"},
+            "vector": {"type": "dense_vector", "dims": dims, "index": True, "similarity": "cosine"},
+        },
+    }
+
+
+def _index(name: str, about: Mapping[str, Any], alias: str) -> Index:
+    meta = about["mappings"].get("_meta", {})
+    state: State = "serving" if alias in about.get("aliases", {}) else meta.get("state", "retired")
+    return Index(name, str(meta.get("model", "")), int(meta.get("dims", 0)), state)
+
+
+def _encoded(tenant: str, key: str, learned: Learned, vector: Sequence[float]) -> bytes:
+    passage = learned.passage
+    document = {
+        "key": key,
+        "document_id": passage.document_id,
+        "title": passage.title,
+        "path": passage.path,
+        "text": passage.text,
+        "vector": vector,
+        **_beside(tenant, learned),
+    }
+    return msgspec.json.encode(document)
+
+
+def _beside(tenant: str, learned: Learned) -> dict[str, Any]:
+    """Return what of a passage may change while its text stays."""
+    return {
+        "tenant": tenant,
+        "readers": [_user(user) for user in learned.readers] or [EVERYONE],
+        "url": learned.passage.url,
+        "position": learned.passage.position,
+        "version": learned.version,
+    }
+
+
+def _user(user: str) -> str:
+    """Return a user as a reader. Who is called * is not everyone."""
+    return f"u:{user}"
+
+
+def _may_read(reader: Reader) -> list[dict[str, Any]]:
+    return [{"term": {"tenant": reader.tenant}}, {"terms": {"readers": [EVERYONE, _user(reader.user)]}}]
+
+
+def _of_document(tenant: str, document_id: str) -> dict[str, Any]:
+    return {"bool": {"filter": [{"term": {"tenant": tenant}}, {"term": {"document_id": document_id}}]}}
+
+
+def _words(reader: Reader, text: str, depth: int) -> dict[str, Any]:
+    should = [{"match": {"text": text}}, {"match": {"title": {"query": text, "boost": TITLE_BOOST}}}]
+    should.append({"match": {"path": {"query": text, "boost": TITLE_BOOST}}})
+    query = {"bool": {"should": should, "minimum_should_match": 1, "filter": _may_read(reader)}}
+    return {"query": query, "size": depth, "_source": False, "track_total_hits": False}
+
+
+def _near(reader: Reader, vector: Sequence[float], depth: int) -> dict[str, Any]:
+    knn = {
+        "field": "vector",
+        "query_vector": vector,
+        "k": depth,
+        "num_candidates": depth * NEIGHBOURS,
+        "filter": _may_read(reader),
+    }
+    return {"knn": knn, "size": depth, "_source": False}
+
+
+def _ranking(response: Mapping[str, Any]) -> Ranking:
+    return {hit["_id"]: float(hit["_score"]) for hit in response.get("hits", {}).get("hits", ())}
+
+
+def _cosines(ranking: Ranking) -> Ranking:
+    """Return the cosines that Elasticsearch's scores stand for: (1 + cosine) / 2."""
+    return {key: 2 * score - 1 for key, score in ranking.items()}
+
+
+def _passage(source: Mapping[str, Any]) -> tuple[Passage, bool]:
+    passage = Passage(
+        source["document_id"], source["title"], source["path"], source["text"], source["url"], source["position"]
+    )
+    return passage, EVERYONE in source["readers"]

@@ -1,0 +1,25 @@
+"""A model asked for something of our own, off the path of any answer."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from domain.errors import ModelBusy
+from domain.generation import Generation
+from streams.app import app
+
+
+async def answer_of(model: str, messages: Sequence[Mapping[str, Any]], *, tokens: int, within: float) -> str:
+    """Return what a model answers, cut at so many model tokens. Raises `ModelBusy` and `BadRequest`."""
+    request = Generation(model, messages, {"max_tokens": tokens, "temperature": 0})
+    parts: list[str] = []
+    try:
+        async with asyncio.timeout(within), aclosing(app.services.model.stream(request)) as stream:
+            async for deltas in stream:
+                parts += (delta.text for delta in deltas)
+                if len(parts) > 2 * tokens:  # it knows no limit
+                    break
+    except TimeoutError as error:
+        raise ModelBusy(f"the model took longer than {within:g} s") from error
+    return "".join(parts)

