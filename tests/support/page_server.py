@@ -19,6 +19,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from tests.support.page_knowledge import PageKnowledge
 from web import page
 
 FINAL = {"turn.completed", "turn.stopped", "turn.failed"}
@@ -41,7 +42,7 @@ class Turn:
     parent: str
     input: str
     created_at: str
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    events: list[tuple[str, Any]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -63,9 +64,21 @@ class Turn:
 
     async def add(self, name: str, **data: object) -> None:
         """Append an event and wake the readers."""
+        await self._append(name, data)
+
+    async def _append(self, name: str, data: object) -> None:
         async with self.changed:
             self.events.append((name, data))
             self.changed.notify_all()
+
+    async def cite(self, citations: list[dict[str, Any]]) -> None:
+        """Say which passages the answer rests on."""
+        await self._append("turn.citations", citations)
+
+    @property
+    def citations(self) -> list[dict[str, Any]]:
+        """The passages that the answer rests on."""
+        return next((data for name, data in self.events if name == "turn.citations"), [])
 
     async def start(self) -> None:
         """Begin the answer."""
@@ -76,11 +89,11 @@ class Turn:
         for piece in pieces_of(text):
             await self.add("token", text=piece)
 
-    async def complete(self) -> None:
+    async def complete(self, cache: str | None = None) -> None:
         """End the answer well."""
         count = sum(name == "token" for name, _ in self.events)
         usage = {"input_tokens": 12, "output_tokens": count}
-        await self.add("turn.completed", outcome="completed", usage=usage, timings={"total_ms": 1840})
+        await self.add("turn.completed", outcome="completed", usage=usage, timings={"total_ms": 1840}, cache=cache)
 
     async def stop(self) -> None:
         """End the answer as the user's stop does."""
@@ -103,7 +116,9 @@ class Turn:
             "model": "scripted-1",
             "created_at": self.created_at,
             "outcome": STATUS_OF.get(last[0]),
-            "error": last[1].get("error"),
+            "error": last[1].get("error") if self.status == "failed" else None,
+            # The conversation has the titles, and only the turn itself the texts.
+            "citations": [{**each, "text": ""} for each in self.citations],
         }
 
 
@@ -135,6 +150,7 @@ class PageServer:
         self.url = ""
         self.script: Sequence[str] | None = None
         self.pace = 0.0
+        self.knowledge = PageKnowledge()
         self._streams: set[asyncio.Transport] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
@@ -246,10 +262,12 @@ class PageServer:
                 web.patch("/v1/conversations/{id}", self._rename),
                 web.delete("/v1/conversations/{id}", self._erase),
                 web.post("/v1/conversations/{id}/turns", self._ask),
+                web.get("/v1/turns/{id}", self._turn),
                 web.get("/v1/turns/{id}/events", self._events),
                 web.post("/v1/turns/{id}/stop", self._stop),
                 web.post("/v1/turns/{id}/regenerate", self._beside),
                 web.post("/v1/turns/{id}/edit", self._beside),
+                *self.knowledge.routes(),
             ]
         )
         return app
@@ -260,7 +278,8 @@ class PageServer:
             response = await handler(request)
             response.headers["X-Content-Type-Options"] = "nosniff"
             return response
-        body = await request.json() if request.body_exists else {}
+        is_json = request.content_type == "application/json" and request.body_exists
+        body = await request.json() if is_json else {}
         more = {**body, "key": request.headers.get("Idempotency-Key", "")}
         self.requests.append((request.method, request.path, more))
         await self._tell()
@@ -343,6 +362,10 @@ class PageServer:
         turn = self.by_key[key]
         shown = {"turn_id": turn.turn_id, "conversation_id": conversation, "status": turn.status}
         return web.json_response({**shown, "events_url": f"/v1/turns/{turn.turn_id}/events"}, status=202)
+
+    async def _turn(self, request: web.Request) -> web.Response:
+        turn = self.turns[request.match_info["id"]]
+        return web.json_response({**turn.shown(), "citations": turn.citations})
 
     async def _stop(self, request: web.Request) -> web.Response:
         turn = self.turns[request.match_info["id"]]

@@ -28,6 +28,8 @@ import { ApiError, isAbort, refusal } from "./errors.js";
  * @property {{message?: string} | null} [error]
  * @property {Record<string, number> | null} [usage]
  * @property {Record<string, number> | null} [timings]
+ * @property {import("./citations.js").Citation[]} [citations]
+ * @property {string | null} [cache]
  */
 /** @typedef {{data: ConversationInfo[], has_more: boolean, next?: string | null, older_unavailable?: boolean}} ConversationPage */
 /** @typedef {{turns: TurnInfo[], has_more?: boolean, older_unavailable?: boolean}} TurnPage */
@@ -120,6 +122,66 @@ export class Api {
     return this.#json("POST", `/v1/conversations/${encodeURIComponent(conversation)}/turns`, { body: { input }, key });
   }
 
+  /**
+   * @param {string} turn
+   * @returns {Promise<TurnInfo>}
+   */
+  turn(turn) {
+    return this.#json("GET", `/v1/turns/${encodeURIComponent(turn)}`);
+  }
+
+  /**
+   * @param {{limit: number, after: string}} part `after`: the document that they follow, "" for the newest
+   * @returns {Promise<{data: import("./documents.js").DocumentInfo[], has_more: boolean}>}
+   */
+  documents({ limit, after }) {
+    return this.#json("GET", `/v1/documents?${new URLSearchParams({ limit: String(limit), ...(after && { after }) })}`);
+  }
+
+  /** @param {string} id @returns {Promise<import("./documents.js").DocumentInfo>} */
+  document(id) {
+    return this.#json("GET", documentPath(id));
+  }
+
+  /** @param {File} file @returns {Promise<import("./documents.js").DocumentInfo>} */
+  giveDocument(file) {
+    const form = new FormData();
+    form.append("file", file);
+    return this.#json("POST", "/v1/documents", { form });
+  }
+
+  /** @param {string} id */
+  forgetDocument(id) {
+    return this.#json("DELETE", documentPath(id));
+  }
+
+  /** @returns {Promise<import("./memories.js").MemoryPage>} */
+  memories() {
+    return this.#json("GET", "/v1/me/memories");
+  }
+
+  /** @param {boolean} enabled */
+  switchMemory(enabled) {
+    return this.#json("PATCH", "/v1/me/memories", { body: { enabled } });
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} text
+   */
+  changeMemory(id, text) {
+    return this.#json("PATCH", `/v1/me/memories/${encodeURIComponent(id)}`, { body: { text } });
+  }
+
+  /** @param {string} id */
+  forgetMemory(id) {
+    return this.#json("DELETE", `/v1/me/memories/${encodeURIComponent(id)}`);
+  }
+
+  forgetMemories() {
+    return this.#json("DELETE", "/v1/me/memories");
+  }
+
   /** @param {string} turn */
   stop(turn) {
     return this.#json("POST", `/v1/turns/${encodeURIComponent(turn)}/stop`);
@@ -160,14 +222,15 @@ export class Api {
   /**
    * @param {string} method
    * @param {string} path
-   * @param {{body?: object, key?: string, signal?: AbortSignal, keepalive?: boolean}} [more]
+   * @param {{body?: object, form?: FormData, key?: string, signal?: AbortSignal, keepalive?: boolean}} [more]
    */
-  async #json(method, path, { body, key, signal, keepalive } = {}) {
+  async #json(method, path, { body, form, key, signal, keepalive } = {}) {
     /** @type {Record<string, string>} */
     const headers = { Accept: "application/json" };
     if (body) headers["Content-Type"] = "application/json";
     if (key) headers["Idempotency-Key"] = key;
-    const response = await this.#send(path, { method, headers, body: body && JSON.stringify(body), signal, keepalive });
+    const sent = form ?? (body && JSON.stringify(body));
+    const response = await this.#send(path, { method, headers, body: sent, signal, keepalive });
     if (response.status === 204) return null;
     try {
       const text = await response.text();
@@ -215,6 +278,9 @@ export class Api {
     return this.#asking;
   }
 }
+
+/** Ids of documents are paths at times, and the server takes them as such. @param {string} id */
+const documentPath = (id) => `/v1/documents/${id.split("/").map(encodeURIComponent).join("/")}`;
 
 /** @param {Storage} storage */
 function read(storage) {

@@ -9,7 +9,9 @@
 import { Api } from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
+import { Documents } from "./documents.js";
 import { explain } from "./errors.js";
+import { Memories } from "./memories.js";
 import { announce, askForKey, notice } from "./notices.js";
 import { FollowScroll } from "./scroll.js";
 import { forget, sentIn } from "./sent.js";
@@ -36,6 +38,7 @@ const thread = new Thread(
     reconnect: (turn) => conversation.reconnect(turn),
     show: (turn) => conversation.show(turn),
     takeBack: (turn) => (conversation.discard(turn), composer.fill(turn.input)),
+    citations: async (turn) => (await api.turn(turn.id)).citations ?? [],
   },
   { reload: () => open(conversation.id), startNew: () => go(""), loadOlder: () => conversation.loadOlder() },
 );
@@ -161,6 +164,9 @@ addEventListener("keydown", (event) => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || sidebar.refresh());
 mountTheme(byId("theme"));
+new Documents(api);
+new Memories(api, go);
+byId("passage-close").addEventListener("click", () => /** @type {HTMLDialogElement} */ (byId("passage")).close());
 
 open(fromAddress());
 for (const { key, input } of sentIn("")) {

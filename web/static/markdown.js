@@ -123,9 +123,13 @@ export class LiveMarkdown {
   /** @type {{key: string, type: string, element: HTMLElement}[]} */
   #blocks = [];
 
-  /** @param {HTMLElement} root emptied and filled by this object only */
-  constructor(root) {
+  /**
+   * @param {HTMLElement} root emptied and filled by this object only
+   * @param {(fragment: DocumentFragment) => void} [finish] does what is left to do to each block that was rendered
+   */
+  constructor(root, finish = () => {}) {
     this.root = root;
+    this.finish = finish;
     root.replaceChildren();
   }
 
@@ -160,7 +164,9 @@ export class LiveMarkdown {
     }
     const element = old?.element ?? this.root.appendChild(document.createElement("div"));
     element.className = `block block-${token.type}`;
-    element.replaceChildren(render(token, open));
+    const fragment = render(token, open);
+    this.finish(fragment);
+    element.replaceChildren(fragment);
     this.#blocks[index] = { key, type: token.type, element };
   }
 }

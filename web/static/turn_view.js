@@ -3,6 +3,7 @@
  * @module
  */
 
+import { linkMarks, showPassage, sources } from "./citations.js";
 import { copyButton } from "./copy.js";
 import { ApiError, explain, sentence } from "./errors.js";
 import { iconButton } from "./icons.js";
@@ -18,6 +19,7 @@ import { inWork } from "./turns.js";
  * @property {(turn: Turn) => void} reconnect
  * @property {(turn: Turn) => void} takeBack put the question back into the composer
  * @property {(turn: Turn) => void} show
+ * @property {(turn: Turn) => Promise<import("./citations.js").Citation[]>} citations its passages, with their texts
  */
 /** @typedef {{beside: Turn[], editable: boolean}} Place where the turn stands in the branch on show */
 
@@ -39,6 +41,10 @@ export class TurnView {
   #ticker = 0;
   #rendered = "";
   #footer = "";
+  #sources = "";
+  #open = (/** @type {import("./citations.js").Citation} */ citation) => {
+    showPassage(citation, () => this.actions.citations(this.turn));
+  };
   #problem = "";
   /** @type {Place} */
   #place = { beside: [], editable: false };
@@ -55,7 +61,7 @@ export class TurnView {
       /** @type {DocumentFragment} */ (template.content.cloneNode(true)).firstElementChild
     );
     this.#part("question-text").textContent = turn.input;
-    this.answer = new LiveMarkdown(this.#part("prose"));
+    this.answer = new LiveMarkdown(this.#part("prose"), (fragment) => linkMarks(fragment, this.turn.citations, this.#open));
     this.update();
   }
 
@@ -82,6 +88,7 @@ export class TurnView {
     this.#tick(working);
     this.#showStatus();
     this.#showProblem();
+    this.#showSources(working);
     this.#showFooter(working);
     this.#render();
   }
@@ -204,6 +211,17 @@ export class TurnView {
   }
 
   /** @param {boolean} working */
+  #showSources(working) {
+    const { citations, answer, key } = this.turn;
+    const line = this.#part("sources");
+    line.hidden = working || !answer || citations.length === 0;
+    const now = line.hidden ? "" : `${key} ${answer.length} ${citations.length}`;
+    if (now === this.#sources) return;
+    this.#sources = now;
+    line.replaceChildren(...(line.hidden ? [] : sources(citations, answer, this.#open)));
+  }
+
+  /** @param {boolean} working */
   #showFooter(working) {
     const { status, answer } = this.turn;
     const { beside, editable } = this.#place;
@@ -226,9 +244,10 @@ export class TurnView {
   }
 
   #meta() {
-    const { model, timings, usage } = this.turn;
+    const { model, timings, usage, again } = this.turn;
     return [
       model,
+      again && "from the cache",
       timings.total_ms && `${(timings.total_ms / 1000).toFixed(1)} s`,
       usage.output_tokens && `${usage.output_tokens} tokens`,
     ]

@@ -23,6 +23,8 @@
  * @property {number} since Unix ms when it was asked
  * @property {Record<string, number>} usage
  * @property {Record<string, number>} timings
+ * @property {import("./citations.js").Citation[]} citations the passages that `[n]` in the answer stands for
+ * @property {boolean} again whether the answer was given before, and kept
  * @property {string} failure what the server said about a failed turn
  * @property {unknown} error why the page could not send or follow it
  * @property {boolean} lost the connection to its events is down
@@ -46,6 +48,8 @@ export function newTurn(given) {
     since: 0,
     usage: {},
     timings: {},
+    citations: [],
+    again: false,
     failure: "",
     error: null,
     lost: false,
@@ -77,9 +81,14 @@ export function fromInfo(info) {
     since: Date.parse(info.created_at ?? "") || 0,
     usage: info.usage ?? {},
     timings: info.timings ?? {},
+    citations: ended ? (info.citations ?? []) : [],
+    again: isAgain(info.cache),
     failure: info.error?.message ?? "",
   });
 }
+
+/** @param {string | null | undefined} cache */
+const isAgain = (cache) => cache === "hit" || cache === "exact";
 
 /** @param {Turn} turn Whether its answer is still to come or coming. */
 export const inWork = (turn) => turn.status === "sending" || turn.status === "queued" || turn.status === "running";
@@ -97,6 +106,9 @@ export function apply(turn, { id, name, data }) {
       turn.status = "running";
       turn.model = data.model ?? turn.model;
       break;
+    case "turn.citations":
+      turn.citations = data;
+      break;
     case "token":
       turn.answer += data.text ?? "";
       break;
@@ -104,6 +116,7 @@ export function apply(turn, { id, name, data }) {
       turn.status = "completed";
       turn.usage = data.usage ?? {};
       turn.timings = data.timings ?? {};
+      turn.again = isAgain(data.cache);
       break;
     case "turn.stopped":
       turn.status = "stopped";
