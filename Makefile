@@ -8,7 +8,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # A question for `make demo-question`, and options for `make test`.
-Q ?= What is a headrace?
+Q ?= How long are tokens kept?
 ARGS ?=
 
 ##@ Use it
@@ -18,7 +18,7 @@ up: $(INSTALLED) ## Start everything on this machine and open the chat (Ctrl-C s
 
 .PHONY: demo-question
 demo-question: export QUESTION = $(Q)
-demo-question: $(INSTALLED) ## Ask a running Headrace one question: make demo-question Q="Why is the sky blue?"
+demo-question: $(INSTALLED) ## Ask a running Headrace one question: make demo-question Q="How long are tokens kept?"
 	@exec $(BIN)/python -m deploy.ask "$$QUESTION"
 
 .PHONY: install
@@ -68,6 +68,10 @@ chaos: $(INSTALLED) ## Break workers, brokers, networks and models under load, a
 .PHONY: chaos-windows
 chaos-windows: $(INSTALLED) ## Kill workers and stores while finished turns flow, and check every row (9 minutes; ARGS=--short: 3)
 	@exec $(BIN)/python -m bench.chaos_windows $(ARGS)
+
+.PHONY: evaluate
+evaluate: $(INSTALLED) ## Measure how well passages are found, and that there are none, on questions with known answers
+	@exec $(BIN)/python -m mlops.evaluate $(ARGS)
 
 .PHONY: mutants
 mutants: $(INSTALLED) ## Switch off one safeguard after the other, and see that a test notices

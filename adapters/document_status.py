@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
-from elasticsearch import ConflictError, NotFoundError
+from elasticsearch import BadRequestError, ConflictError, NotFoundError
 
 from adapters.elastic import Elastic, reason_of
 from domain.errors import SinkUnavailable
@@ -45,7 +45,6 @@ class DocumentStatuses:
     def __init__(self, elastic: Elastic, prefix: str) -> None:
         self._elastic = elastic
         self._index = f"{prefix}documents-v1"
-        self._is_made = False
 
     async def write(self, *each: tuple[DocumentStatus, int, bool], shown: bool = True) -> None:
         """Write statuses, each with the time of its record in Unix ms and whether that is done with.
@@ -80,6 +79,7 @@ class DocumentStatuses:
 
     async def remove(self, tenant: str, document_id: str, at_ms: int) -> None:
         """Forget a document, if nothing newer is known of it."""
+        await self._make()
         async with self._elastic.client() as client:
             with suppress(NotFoundError, ConflictError):
                 await client.delete(
@@ -148,13 +148,18 @@ class DocumentStatuses:
             await client.index(index=f"{self._index}-progress", id=f"{log}/{partition}", document={"next": offset})
 
     async def _make(self) -> None:
-        """Make the index, unless it is there."""
-        if self._is_made:
-            return
+        """Make the index if it is missing; of several workers that do, one is first.
+
+        Asked before each write, also of what is to be deleted: Elasticsearch would make one of its own kind, in which
+        a reader's name is words.
+        """
         async with self._elastic.client() as client:
             if not await client.indices.exists(index=self._index):
-                await client.options(ignore_status=400).indices.create(index=self._index, mappings=_MAPPINGS)
-        self._is_made = True
+                try:
+                    await client.indices.create(index=self._index, mappings=_MAPPINGS)
+                except BadRequestError as error:
+                    if error.error != "resource_already_exists_exception":
+                        raise
 
 
 def _key(tenant: str, document_id: str) -> str:

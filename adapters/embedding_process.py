@@ -1,6 +1,6 @@
-"""The child process that turns texts into vectors, for `adapters.embedder`: a model there stops no stream here.
+"""The child process that turns texts into vectors, for `adapters.embedding_child`: a model there stops no stream here.
 
-    python -m adapters.embedding_process FOLDER
+    python -m adapters.embedding_process FOLDER [vectors|scores]
 
 Requests come on stdin and answers go to stdout, one after the other, each msgpack behind its length (4 bytes, big
 endian). It says first what the model is, and ends with its stdin, which is to say with the worker, however that ends.
@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
@@ -19,6 +21,15 @@ NICENESS: Final = 10
 """Whoever reads tokens goes first."""
 
 BATCH: Final = 16
+
+# Before torch is imported, which reads them then: one core, and nothing fetched from anywhere.
+ENVIRON: Final = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -44,12 +55,7 @@ class Given(msgspec.Struct, frozen=True):
 
 Message = Ready | Given | Wanted
 Task = Literal["vectors", "scores"]
-
-
-def write(stream: BinaryIO, message: Message) -> None:
-    """Write a message."""
-    stream.write(framed(message))
-    stream.flush()
+Compute = Callable[[Wanted], Any]
 
 
 def framed(message: Message) -> bytes:
@@ -58,51 +64,79 @@ def framed(message: Message) -> bytes:
     return len(body).to_bytes(HEAD_BYTES, "big") + body
 
 
-def _read(stream: BinaryIO) -> Wanted | None:
+def write(stream: BinaryIO, message: Message) -> None:
+    """Write a message."""
+    stream.write(framed(message))
+    stream.flush()
+
+
+def read(stream: BinaryIO) -> Wanted | None:
     """Return the next request, None at the end."""
     head = stream.read(HEAD_BYTES)
     if len(head) < HEAD_BYTES:
         return None
-    return msgspec.msgpack.decode(stream.read(int.from_bytes(head, "big")), type=Wanted)
+    length = int.from_bytes(head, "big")
+    body = stream.read(length)
+    return msgspec.msgpack.decode(body, type=Wanted) if len(body) == length else None
+
+
+def _vectors(folder: str) -> tuple[Ready, Compute]:
+    """Load a model that gives vectors."""
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds, and is to be niced
+
+    model = SentenceTransformer(folder, local_files_only=True, device="cpu")
+
+    def compute(wanted: Wanted) -> Any:
+        return model.encode(wanted.texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+
+    return Ready(int(model.get_embedding_dimension() or 0), int(model.max_seq_length or 0)), compute
+
+
+def _scores(folder: str) -> tuple[Ready, Compute]:
+    """Load a cross-encoder."""
+    from sentence_transformers import CrossEncoder  # noqa: PLC0415 - as above
+
+    model = CrossEncoder(folder, local_files_only=True, device="cpu")
+
+    def compute(wanted: Wanted) -> Any:
+        pairs = [(wanted.question or "", text) for text in wanted.texts]
+        return model.predict(pairs, batch_size=BATCH, show_progress_bar=False)
+
+    return Ready(0, int(model.max_seq_length or 0)), compute
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, ready: Ready, compute: Compute) -> None:
+    """Answer requests until they end, or nobody reads the answers any more."""
+    with suppress(BrokenPipeError):
+        write(answers, ready)
+        while (wanted := read(requests)) is not None:
+            try:
+                given = Given(compute(wanted).astype("<f4").tobytes())
+            except Exception as error:  # noqa: BLE001 - one text that a model cannot read must not end the process
+                given = Given(error=f"{type(error).__name__}: {error}"[:500])
+            write(answers, given)
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Load the model, and serve."""
     # Ctrl-C goes to all processes of a terminal: the worker decides when it needs no vectors any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
+    os.environ |= ENVIRON
     # Libraries print; what they print must not stand between our messages.
-    out = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    folder, task = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "vectors"
+    if not Path(folder).is_dir():
+        raise SystemExit(f"{folder} is no folder")  # and no name that a library would look up elsewhere
 
     import torch  # noqa: PLC0415 - takes seconds, and is to be niced
-    from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: PLC0415
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types
     torch.set_num_threads(1)
-    folder = sys.argv[1]
-    compute: Callable[[Wanted], Any]
-    if sys.argv[2:] == ["scores"]:
-        ranker = CrossEncoder(folder, local_files_only=True, device="cpu")
-
-        def compute(wanted: Wanted) -> Any:
-            pairs = [(wanted.question or "", text) for text in wanted.texts]
-            return ranker.predict(pairs, batch_size=BATCH, show_progress_bar=False)
-
-        ready = Ready(0, int(ranker.max_length or 0))
-    else:
-        model = SentenceTransformer(folder, local_files_only=True, device="cpu")
-
-        def compute(wanted: Wanted) -> Any:
-            return model.encode(wanted.texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
-
-        ready = Ready(int(model.get_embedding_dimension() or 0), int(model.max_seq_length or 0))
-    write(out, ready)
-    while (wanted := _read(sys.stdin.buffer)) is not None:
-        try:
-            write(out, Given(compute(wanted).astype("<f4").tobytes()))
-        except Exception as error:  # noqa: BLE001 - one text that a model cannot read must not end the process
-            write(out, Given(error=repr(error)[:500]))
+    ready, compute = _scores(folder) if task == "scores" else _vectors(folder)
+    serve(sys.stdin.buffer, answers, ready, compute)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Files into Markdown: plain text, Markdown, HTML, PDF and Word documents, each read by a child process of its own.
 
 Whatever a file is made to do, it does it there: it has a limit on memory, pages and time, and all that comes of it is a
-text, or a sentence that says why there is none (`Unreadable`).
+text, or a sentence that says why there is none (`Unreadable`). It is given none of our keys and passwords, and ends
+with the worker.
 """
 
 import asyncio
@@ -49,8 +50,8 @@ class Parsers:
 
     async def _parse(self, data: bytes, kind: Kind) -> Parsed:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "adapters.parsing_process", kind, str(self._most_bytes),
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=PROJECT, env={**os.environ, "PYTHONHASHSEED": "0"},
+            sys.executable, "-m", "adapters.parsing_process", kind, str(self._most_bytes), str(os.getpid()),
+            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=PROJECT, env={"PATH": os.defpath, "PYTHONUTF8": "1"},
         )  # fmt: skip
         try:
             async with asyncio.timeout(SECONDS):
@@ -63,3 +64,4 @@ class Parsers:
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()

@@ -1,14 +1,16 @@
 """The child process that reads one file for `adapters.parsers`: what comes from outside is taken apart apart from us.
 
-    python -m adapters.parsing_process KIND TEXT_BYTES < file > answer
+    python -m adapters.parsing_process KIND TEXT_BYTES PARENT < file > answer
 
 It may use so much memory and time and no more, and writes a msgpack `Parsed`. A file that ends it ends nothing else.
 """
 
+import ctypes
 import io
 import os
 import re
 import resource
+import signal
 import sys
 import zipfile
 from typing import Final
@@ -19,6 +21,8 @@ MEMORY_BYTES: Final = 1 << 30
 CPU_SECONDS: Final = 60
 PAGES: Final = 2000
 UNZIPPED_BYTES: Final = 200 << 20
+PR_SET_PDEATHSIG: Final = 1
+DECLARED: Final = re.compile(rb"""charset=["']?([A-Za-z0-9_.:-]{2,40})""")
 BINARY: Final = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
@@ -42,19 +46,22 @@ def parse(kind: str, data: bytes) -> Parsed:
         case "docx":
             return _docx(data)
         case "html":
-            return _html(_decoded(data))
+            return _html(_decoded(data, DECLARED.search(data[:4096])))
         case _:
             return Parsed(_decoded(data))
 
 
-def _decoded(data: bytes) -> str:
-    """Return a text file's text: UTF-8, UTF-16 by its mark, or what Windows wrote."""
+def _decoded(data: bytes, declared: re.Match[bytes] | None = None) -> str:
+    """Return a text file's text: UTF-8, UTF-16 by its mark, what it declares itself to be, or what Windows wrote."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
+        try:
+            text = data.decode(declared[1].decode() if declared else "cp1252", errors="replace")
+        except LookupError:  # there is no such encoding
+            text = data.decode("cp1252", errors="replace")
     if BINARY.search(text[:100_000]):
         raise Unreadable("The file is no text, whatever its name says. Give it its own ending, or save it as text.")
     return text
@@ -62,7 +69,7 @@ def _decoded(data: bytes) -> str:
 
 def _pdf(data: bytes) -> Parsed:
     from pypdf import PdfReader  # noqa: PLC0415 - only one parser is needed
-    from pypdf.errors import PyPdfError  # noqa: PLC0415
+    from pypdf.errors import DependencyError, PyPdfError  # noqa: PLC0415
 
     try:
         reader = PdfReader(io.BytesIO(data))
@@ -72,11 +79,18 @@ def _pdf(data: bytes) -> Parsed:
             raise Unreadable(f"The PDF has {len(reader.pages)} pages. At most {PAGES} are read: divide it.")
         pages = [_without_hyphens(page.extract_text() or "") for page in reader.pages]
         title = str((reader.metadata.title if reader.metadata else "") or "")
+    except DependencyError as error:  # AES would take a library of its own
+        raise Unreadable("The PDF is encrypted, if only against changes. Save it without that.") from error
     except PyPdfError as error:
         raise Unreadable(f"The PDF is damaged: {error}. Save it anew.") from error
     if not any(page.strip() for page in pages):
         raise Unreadable("The PDF has no text, only images. Have it read by OCR first.")
-    return Parsed("\n\n".join(pages), title)
+    return Parsed(_utf8("\n\n".join(page.strip("\n") for page in pages)), _utf8(title))
+
+
+def _utf8(text: str) -> str:
+    """Return a text without the halves of characters that a PDF's fonts may make of it: nothing could encode them."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _without_hyphens(page: str) -> str:
@@ -114,9 +128,18 @@ def _html(text: str) -> Parsed:
     return Parsed(re.sub(r"\n{3,}", "\n\n", markdown).strip(), title)
 
 
+def _end_with(parent: int) -> None:
+    """End when our parent does, also in the middle of a file. Elsewhere than on Linux, when the time is up."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before we asked for the signal
+            raise SystemExit(1)
+
+
 def main() -> None:
     """Read the file on stdin."""
-    kind, text_bytes = sys.argv[1], int(sys.argv[2])
+    kind, text_bytes, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    _end_with(parent)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no part of the answer
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

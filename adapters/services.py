@@ -17,7 +17,7 @@ from adapters.model_group import ModelGroup, open_model_group
 from adapters.parsers import Parsers
 from adapters.passage_index import PassageIndex
 from adapters.postgres import Postgres, open_postgres
-from adapters.retriever import Retriever
+from adapters.retriever import Retriever, open_retriever
 from adapters.search_index import SearchIndex
 from adapters.token_log import TokenLog, open_token_log
 from adapters.turn_store import TurnStore
@@ -76,7 +76,7 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
         elastic = await stack.enter_async_context(open_elastic(settings))
         embedders = await stack.enter_async_context(open_embedders(settings))
         passage_index = PassageIndex(elastic, settings.index_prefix)
-        retriever = Retriever(embedders, passage_index, settings)
+        retriever = await stack.enter_async_context(open_retriever(embedders, passage_index, settings))
         answer_cache = await stack.enter_async_context(open_answer_cache(elastic, settings, retriever.embedder))
         yield Services(
             token_log=token_log,

@@ -154,6 +154,11 @@ passages_embedded = _counter(
     "headrace_passages_embedded_total",
     "How many passages did this worker turn into vectors? Those that a document had before are not among them.",
 )
+learning_duration = _histogram(
+    "headrace_learning_seconds",
+    "How long does a document take to be read, cut, embedded and indexed, once its turn has come?",
+    (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
 retrievals = _counter(
     "headrace_retrievals_total",
     "What do searches for passages come to? weak: nothing that is likely to answer; empty: the user may read nothing.",

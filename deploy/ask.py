@@ -1,6 +1,6 @@
 """Asks one question from a terminal and prints the answer as it is written (`make demo-question`).
 
-    python -m deploy.ask "Why is the sky blue?" [--url http://127.0.0.1:6066] [--key KEY]
+    python -m deploy.ask "How long are tokens kept?" [--url http://127.0.0.1:6066] [--key KEY]
 
 Also the example of a careful client: the question has an Idempotency-Key, so that sending it again does not ask it
 twice, and a stream that breaks off is taken up after the last event that was seen, on whichever worker.

@@ -143,6 +143,7 @@ class ModelServer(Service):
             "HEADRACE_MODEL_RESUME": "prefill",
             "HEADRACE_CONTEXT_TOKENS": str(model_server.PROMPT_TOKENS),
             "HEADRACE_ANSWER_TOKENS": str(model_server.ANSWER_TOKENS),
+            "HEADRACE_PASSAGES": str(model_server.PASSAGES),
             # Asked for a summary, so small a model makes things up.
             "HEADRACE_SUMMARY_TOKENS": "0",
         }

@@ -19,6 +19,8 @@ WINDOW_TOKENS: Final = 8192
 PROMPT_TOKENS: Final = 1024
 """One core reads about 200 a second, and a person waits for it. Four prompts and answers have to fit the window."""
 ANSWER_TOKENS: Final = 768
+PASSAGES: Final = 2
+"""A model of this size mixes up what more of them say."""
 
 
 def threads(cores: int) -> int:

@@ -20,6 +20,7 @@ from typing import Final
 from deploy.checks import CHECKS, CannotStart, check_disk, check_port, check_writable, lock, shown
 from deploy.embedded import Broker, Embedded, Part
 from deploy.interrupts import Interrupted, Interrupts
+from deploy.own_docs import OwnDocs
 from deploy.progress import Progress, Step
 from deploy.service import PROJECT, Service, ServiceFailed, check_alive, wait_ready
 from deploy.worker import Worker
@@ -143,12 +144,14 @@ def up(folder: Path, port: int, progress: Progress, interrupts: Interrupts) -> N
         keep_logs_of_last_run(folder)
         embedded = Embedded(folder, only=VARIABLES.keys() - given.keys())
         worker = Worker(folder, port, embedded.environ)
+        docs = OwnDocs(folder, worker)
         write_addresses(folder, embedded.environ)
         run = Run(embedded.services, worker, inherit=held.fileno(), progress=progress, interrupts=interrupts)
         with tables_that_fit(worker, embedded):
             try:
                 run.start()
                 progress.say(welcome(worker, folder, time.monotonic() - began))
+                docs.start([held.fileno()])
                 run.watch()
             except ServiceFailed as error:
                 progress.say(f"\n{error}\n")
@@ -157,6 +160,7 @@ def up(folder: Path, port: int, progress: Progress, interrupts: Interrupts) -> N
                 progress.say()
                 raise
             finally:
+                docs.stop()
                 run.stop()
 
 
@@ -194,7 +198,7 @@ def welcome(worker: Worker, folder: Path, took: float) -> str:
     return (
         f"\nReady after {took:.1f} s.\n\n"
         f"  Open  {worker.url}\n"
-        f"  Ask   {ask} Q='Why is the sky blue?'\n"
+        f"  Ask   {ask} Q='How long are tokens kept?'\n"
         f"  Logs  {relative(folder)}/logs/\n"
         f"  Stop  Ctrl-C\n"
     )

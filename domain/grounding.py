@@ -16,7 +16,7 @@ WITHOUT_DOCUMENTS: Final = "(My documents are out of reach just now, so this ans
 
 MARK: Final = re.compile(r" ?\[(\d{1,4}(?: ?, ?\d{1,4})*)\]")
 # A text that ends so may go on as a mark. What follows a mark tells it from a link, [1](https://…).
-PERHAPS_MARK: Final = re.compile(r" ?(?:\[[\d ,]{0,24}\]?)?$")
+PERHAPS_MARK: Final = re.compile(r" ?(?:\[[\d ,]{0,24}\]?)?\Z")
 FENCE: Final = re.compile(r"`+|~~~+")
 # What chat templates end a message with, or begin another: <|im_end|>, [INST], <<SYS>>, </s>.
 CONTROL: Final = re.compile(r"<\|[^|>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>", re.IGNORECASE)
@@ -87,8 +87,8 @@ class CitationFilter:
         """Return up to where it is known what the text is."""
         perhaps = PERHAPS_MARK.search(text)
         end = perhaps.start() if perhaps else len(text)
-        # A run of backticks may go on, and three of them are other than two.
-        while end and text[end - 1] in "`~":
+        # A run of backticks may go on, and three of them are other than two; so may one of line breaks.
+        while end and text[end - 1] in "`~\n":
             end -= 1
         return end
 

@@ -17,10 +17,15 @@ MOST: Final = 200
 
 OVERLAP: Final = 30
 
+LONGEST_TOKEN: Final = 8  # characters
+
+LONGEST_HEADING: Final = 300
+"""Characters. A longer line is prose: every passage under a heading carries it."""
+
 Count = Callable[[str], int]
 Kind = Literal["heading", "code", "table", "prose"]
 
-HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+HEADING: Final = re.compile(r" {0,3}(#{1,6})(?:[ \t]+|$)")
 UNDERLINE: Final = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
 FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
 ROW: Final = re.compile(r"[ \t]*\|.*\|[ \t]*$")
@@ -61,7 +66,7 @@ def model_tokens(text: str) -> int:
 def split(text: str, *, most: int = MOST, overlap: int = OVERLAP, count: Count = model_tokens) -> list[Piece]:
     """Return a document's passages in their order, each of ``most`` model tokens at most, as ``count`` has it."""
     cut = Cut(most, overlap, count)
-    return [Piece(path, part) for path, blocks in _sections(text) for part in cut.packed(blocks)]
+    return [Piece(path, part) for path, blocks in _sections(text) for part in cut.packed(blocks) if part.strip()]
 
 
 def blocks_of(text: str) -> Iterator[Block]:
@@ -88,9 +93,9 @@ def blocks_of(text: str) -> Iterator[Block]:
 def _block_at(lines: Sequence[str], place: int, before: Sequence[str]) -> tuple[Block | None, int]:
     """Return the heading, code or table that begins at a line, and where it ends; None if there is none."""
     line = lines[place]
-    if heading := HEADING.fullmatch(line):
-        return Block("heading", heading[2], len(heading[1])), place + 1
-    if (rule := UNDERLINE.fullmatch(line)) and len(before) == 1 and before[0].strip():
+    if (heading := HEADING.match(line)) and len(line) <= LONGEST_HEADING:
+        return Block("heading", _unclosed(line[heading.end() :]), len(heading[1])), place + 1
+    if (rule := UNDERLINE.fullmatch(line)) and len(before) == 1 and 0 < len(before[0].strip()) <= LONGEST_HEADING:
         return Block("heading", before[0].strip(), 1 if rule[1][0] == "=" else 2), place + 1
     if fence := FENCE.match(line):
         end = place + 1
@@ -104,6 +109,13 @@ def _block_at(lines: Sequence[str], place: int, before: Sequence[str]) -> tuple[
             end += 1
         return Block("table", "\n".join(lines[place:end])), end
     return None, place + 1
+
+
+def _unclosed(heading: str) -> str:
+    """Return a heading without the number signs that may close it. One within a word belongs to it: C#."""
+    text = heading.strip()
+    bare = text.rstrip("#")
+    return bare.rstrip() if not bare or bare[-1].isspace() else text
 
 
 def _prose(lines: Sequence[str]) -> Iterator[Block]:
@@ -151,7 +163,7 @@ class Cut:
         for block in blocks:
             parts = [block.text] if self.count(block.text) <= self.most else self._parts(block)
             for part in parts:
-                if packed and (len(parts) > 1 and part is not parts[0] or size + self.count(part) > self.most):
+                if packed and (part is not parts[0] or size + self.count(part) > self.most):
                     yield "\n\n".join(packed)
                     packed, size = [], 0
                 packed.append(part)
@@ -209,13 +221,16 @@ class Cut:
 
     def _torn(self, word: str, most: int) -> Iterator[str]:
         """Yield a word whole, or, if it is too large (a script without spaces, encoded data), in parts that fit."""
-        while (size := self.count(word)) > most:
-            cut = max(1, len(word) * most // size)
-            while cut > 1 and self.count(word[:cut]) > most:
-                cut = cut * 9 // 10
-            yield word[:cut]
-            word = word[cut:]
-        yield word
+        if self.count(word) <= most:
+            yield word
+            return
+        start = 0
+        while start < len(word):
+            part = word[start : start + LONGEST_TOKEN * most]
+            while (size := self.count(part)) > most and len(part) > 1:
+                part = part[: max(1, min(len(part) - 1, len(part) * most // size))]
+            yield part
+            start += len(part)
 
 
 def _sentences(text: str) -> list[str]:

@@ -1,15 +1,19 @@
 """Which passages answer a question: what is searched for, how two rankings become one, and how sure that makes us.
 
-Words are searched for with the last question alone: what a conversation carries along drowns it. Vectors are the place
-for the conversation, because they can be added: the question's own counts most, beside that of the question after what
-the assistant said last, and after what the conversation began with. Then the scores of the two rankings are brought
-to mean 0 and variance 1 and added. docs/knowledge.md has what each part is worth.
+Words are searched for with the last question, and with little weight with the one before it: more of a conversation
+drowns what is asked. Vectors are the place for the conversation, because they can be added: the question's own counts
+most, beside that of the question after what the assistant said last, and after what the conversation began with. Then
+the scores of the two rankings are brought to mean 0 and variance 1 and added. docs/knowledge.md has what each part is
+worth.
 """
 
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from math import exp, sqrt
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from domain.conversation import tokens_in
@@ -24,6 +28,7 @@ DEPTH: Final = 100
 WORDS_OF_QUESTION: Final = 200
 WORDS_OF_ANSWER: Final = 80
 QUESTION_WEIGHT: Final = 2.0
+EARLIER_WEIGHT: Final = 0.3
 NEAR_SHARE: Final = 0.6
 ALIKE: Final = 0.8
 """Share of words from which two passages say the same."""
@@ -32,7 +37,7 @@ BEST: Final = 5
 
 
 class Query(NamedTuple):
-    """A way to say what is searched for. ``weight``: how much its vector counts."""
+    """A way to say what is searched for. ``weight``: how much its vector, or its words, count."""
 
     text: str
     weight: float
@@ -40,8 +45,7 @@ class Query(NamedTuple):
 
 def queries(messages: Messages) -> list[Query]:
     """Return what the last question of a conversation is searched for by; the question itself is the first."""
-    asked = [text for message in messages if message.get("role") == "user" and (text := _text(message))]
-    if not asked:
+    if not (asked := _asked(messages)):
         return []
     question = _cut(asked[-1], WORDS_OF_QUESTION)
     if len(asked) == 1:
@@ -53,6 +57,27 @@ def queries(messages: Messages) -> list[Query]:
         Query(last, 1.0),
         Query(f"{_cut(asked[0], WORDS_OF_QUESTION)} {question}", 1.0),
     ]
+
+
+def keywords(messages: Messages) -> list[Query]:
+    """Return what the last question of a conversation is searched for by in words."""
+    asked = _asked(messages)[-2:][::-1]
+    return [
+        Query(_telling(_cut(text, WORDS_OF_QUESTION)), weight)
+        for text, weight in zip(asked, (1.0, EARLIER_WEIGHT), strict=False)
+    ]
+
+
+def _asked(messages: Messages) -> list[str]:
+    """Return what the user of a conversation said, without greetings and thanks on the way to the last question."""
+    texts = [text for message in messages if message.get("role") == "user" and (text := _text(message))]
+    return [text for text in texts[:-1] if words_in(text)] + texts[-1:]
+
+
+def _telling(text: str) -> str:
+    """Return a text without the words that every text has; all of it where it has no others."""
+    # What stands together stays together: "chat.tokens.v1" is one word to Elasticsearch.
+    return " ".join(word for word in text.split() if _tells(word.strip(PUNCTUATION))) or text
 
 
 def combined(vectors: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
@@ -82,7 +107,8 @@ def _standard(ranking: Ranking) -> Ranking:
     """Return scores with mean 0 and variance 1; all 0 where they are all the same."""
     if not ranking:
         return {}
-    mean, spread = fmean(ranking.values()), pstdev(ranking.values())
+    mean = fmean(ranking.values())
+    spread = sqrt(fmean((score - mean) ** 2 for score in ranking.values()))
     return {key: (score - mean) / spread if spread > 1e-9 else 0.0 for key, score in ranking.items()}
 
 
@@ -91,7 +117,8 @@ def distinct(found: Iterable[Found]) -> list[Found]:
     kept: list[tuple[Found, frozenset[str]]] = []
     for each in found:
         said = frozenset(words_in(each.passage.text))
-        if all(len(said & other) <= ALIKE * len(said | other) for _, other in kept):
+        # Shared words, as a share of all words of both, which are those of each without the shared ones once.
+        if all((1 + ALIKE) * len(said & other) <= ALIKE * (len(said) + len(other)) for _, other in kept):
             kept.append((each, said))
     return [each for each, _ in kept]
 
@@ -122,11 +149,11 @@ def within(found: Iterable[Found], *, count: int, tokens: int) -> list[Found]:
 
 # Logistic regression over what the best passages are like, on the questions of tests/data/mtrag that can and that
 # cannot be answered from its passages (`python -m mlops.evaluate`).
-NEARNESS_WEIGHT: Final = 6.4
-AGREEMENT_WEIGHT: Final = 2.0
-COVERAGE_WEIGHT: Final = 0.9
-BIAS: Final = -2.9
-USUAL_AGREEMENT: Final = 0.35
+NEARNESS_WEIGHT: Final = 7.4
+AGREEMENT_WEIGHT: Final = 0.8
+COVERAGE_WEIGHT: Final = 1.1
+BIAS: Final = -3.4
+USUAL_AGREEMENT: Final = 0.4
 FEW: Final = 20
 """Of fewer passages, that words and vectors agree says little."""
 
@@ -185,15 +212,26 @@ COMMON: Final = frozenset(
     )
     for word in line.split()
 )
+PUNCTUATION: Final = string.punctuation + "“”‘’„«»…–—"
 ENDINGS: Final = ("ingly", "edly", "ing", "ied", "ies", "ed", "es", "ly", "s")
 
 
 def words_in(text: str) -> list[str]:
     """Return the words of a text that say something, without their endings."""
-    return [_stem(word) for word in map(str.lower, WORD.findall(text)) if word not in COMMON]
+    return [stem for word in WORD.findall(text) if (stem := _stem(word))]
 
 
+def _tells(word: str) -> bool:
+    """Return whether a word says something by itself, as the US and IT do, and us and it do not."""
+    return bool(word) and (word.lower() not in COMMON or (len(word) > 1 and word.isupper()))
+
+
+@lru_cache(maxsize=1 << 14)  # a question compares 20 passages, on the loop that streams tokens
 def _stem(word: str) -> str:
+    """Return a word without its ending, "" for one that says nothing."""
+    if not _tells(word):
+        return ""
+    word = word.lower()
     return next((word[: -len(end)] for end in ENDINGS if word.endswith(end) and len(word) - len(end) >= 3), word)
 
 
@@ -203,23 +241,48 @@ def _text(message: Mapping[str, Any]) -> str:
     return content.strip() if isinstance(content, str) else ""
 
 
+# A letter of a script that is written without spaces is searched for like a word, and so is a part of an endless one.
+SEARCHED: Final = re.compile(
+    "[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{1,64}"
+)
+
+
 def _cut(text: str, words: int) -> str:
-    return " ".join(text.split()[:words])
+    """Return the beginning of a text: Elasticsearch refuses a query of more than some thousand words."""
+    end = 0
+    for word in islice(SEARCHED.finditer(text), words):
+        end = word.end()
+    return " ".join(text[:end].split())
 
 
 # -- what is asked
 
+LEAD: Final = re.compile(
+    r"^(?:(?:and|but|so|then|ok(?:ay)?|well|also|now|please|hi|hello|hey|yes|no|great|no worries|"
+    r"thank(?:s| you)(?: (?:so|very) much| a lot)?|that(?:['’]s| is) (?:fine|ok(?:ay)?|great))[,!.\s]+)*",
+    re.IGNORECASE,
+)
+# "Could you tell me where it is?" asks what "Where is it?" does, and not about the assistant.
+POLITELY: Final = re.compile(
+    r"\b(?:can|could|would|will) you (?:(?:please|just|also|kindly) )*"
+    r"(?=(?:tell|show) me|give (?:me )?(?:more|some|the)|explain|describe|define|list|compare|clarify|find)|"
+    r"\bdo you (?:happen to )?know (?=who|what|when|where|which|why|how|if|whether|about|of|the|any)|"
+    r"\bwhat do you mean by\b",
+    re.IGNORECASE,
+)
 ASKING: Final = re.compile(
-    r"^(?:(?:and|but|so|then|ok(?:ay)?|well|also|now|please|hi|hello|hey)[,!.\s]+)*"
-    r"(?:who|whom|whose|what|when|where|which|why|how|is|are|was|were|do|does|did|can|could|should|would|will|has|have|had|"
-    r"tell me (?:about|more|how|what|why|who|when|where|which|if)|explain|describe|define|list|name|compare|give me|"
-    r"show me|find|i (?:want|need|would like|'d like) to (?:know|understand|learn|find)|any (?:idea|information))\b",
+    r"(?:who|whom|whose|what|when|where|which|why|how|is|are|was|were|do|does|did|can|could|should|would|will|has|have|"
+    r"had|tell me (?:(?:some|a (?:bit|little)) )?(?:about|more|how|what|why|who|when|where|which|if|the difference)|"
+    r"explain|describe|define|clarify|list|name|compare|show me|find|"
+    r"give (?:me )?(?:more|some|the|all|any|an? (?:example|overview|definition|explanation|list))|"
+    r"i (?:want|need|would like|'d like) to (?:know|understand|learn|find)|any (?:idea|information))\b",
     re.IGNORECASE,
 )
 # To the assistant or about the asker: no document would know.
 PERSONAL: Final = re.compile(
     r"\b(?:my name|am i|do i (?:like|prefer|work|live|have|use)|did i|about me|who i am|know me|remember|"
-    r"i (?:said|told|asked)|(?:are|were|do|did|can|could|will|would) you\b|you(?:r name| are|'re)|this conversation|"
+    r"i (?:said|told|asked)|(?:are|were|do|did|can|could|will|would) you\b|you(?:r name| are|'re| can)|about you\b|"
+    r"yourself|(?:this|our) conversation|"
     r"we (?:talk|discuss|said)\w*)\b",
     re.IGNORECASE,
 )
@@ -230,6 +293,13 @@ TASK: Final = re.compile(
     r"imagine|pretend|answer|reply|respond|make (?:it|this|that)|use|stop|go on|thank)\b",
     re.IGNORECASE,
 )
+# Nothing but this is said to be polite, whatever mark stands behind it.
+SMALL_TALK: Final = re.compile(
+    r"(?:\W|\b(?:hi|hey|hello|good (?:morning|day|afternoon|evening)|and|so|ok(?:ay)?|well|really|right|sure|"
+    r"seriously|what(?:['’]s| is) up|how(?:['’]s| is) (?:it|everything|life|your day)(?: going)?|"
+    r"any(?:one|body) (?:there|here))\b)*",
+    re.IGNORECASE,
+)
 
 
 def asks(utterance: str) -> bool:
@@ -237,8 +307,8 @@ def asks(utterance: str) -> bool:
 
     Not so greetings, thanks, what people tell of themselves, and things to be written or done.
     """
-    text = " ".join(utterance.split())
-    if PERSONAL.search(text) or TASK.match(text) or not words_in(text):
+    text = POLITELY.sub("", LEAD.sub("", " ".join(utterance.split()).strip("\"'“”„ ")))
+    if PERSONAL.search(text) or TASK.match(text) or SMALL_TALK.fullmatch(text) or not words_in(text):
         return False
     return bool(ASKING.match(text)) or text.endswith("?")
 

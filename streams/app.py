@@ -56,6 +56,7 @@ MODULES: Final = (
     "agents.remember",
     "agents.tabulate",
     "streams.commands",
+    "streams.learn_command",
     "streams.reindex_command",
     "web.routes",
 )

@@ -6,13 +6,15 @@ is learned**: passages are in the index, and can be found, before the progress m
 Elasticsearch beside them, so an index that is lost is learned anew.
 
 To learn a document again changes what changed: a passage's id is made of its text and its place, so those that stay are
-not embedded again. Of several records of a document in one batch the last one counts.
+not embedded again. Of several records of a document in one batch the last one counts; and a worker that has lost the
+partition meanwhile writes no more, because its successor may have come to a later one.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final, NoReturn, Protocol
 
 import structlog
@@ -23,7 +25,7 @@ from adapters.parsers import Parsers
 from adapters.passage_index import Index, Learned, PassageIndex, keyed
 from config import metrics
 from domain.backoff import pause
-from domain.errors import BadRecord, EmbedderUnavailable, Rejected, Retriable
+from domain.errors import EmbedderUnavailable, NotOwner, Rejected, Retriable
 from domain.knowledge import DocumentStatus, Passage
 from domain.passages import split
 from streams.archiving import SetAside
@@ -35,7 +37,23 @@ LOOK_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 10.0
 AT_ONCE: Final = 32
 BATCH_BYTES: Final = 16 << 20
+PARTITIONS_AT_ONCE: Final = 4
 WRITES_AT_ONCE: Final = 4
+PASSAGES_AT_ONCE: Final = 128
+"""Passages of a document that are embedded and written together: to encode more would hold up the tokens of answers."""
+
+MOST_PASSAGES: Final = 20_000
+LONGEST_NAME: Final = 512
+LONGEST_TEXT: Final = 4096
+LONGEST_OWN_TITLE: Final = 300
+"""Of what a file calls itself. Every passage carries it, so a long one would be written as often."""
+
+MOST_READERS: Final = 1000
+LATEST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999: no date can be written beyond it."""
+
+SET_ASIDE_BYTES: Final = 256 << 10
+"""Of a record's value, for a dead letter. The letter says where the rest stands."""
 
 
 class Record(Protocol):
@@ -63,13 +81,12 @@ class Reading(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A document that is to be learned (or forgotten: without one), and what was known of it."""
+    """A document that is to be learned, or forgotten: without one."""
 
     tenant: str
     document_id: str
     at_ms: int
     document: Document | None = None
-    known: DocumentStatus | None = None
 
 
 class Learner:
@@ -98,66 +115,92 @@ class Learner:
         self._owned = owned
         self._set_aside = set_aside
         self._next: dict[int, int] = {}
+        self._working: dict[int, asyncio.Task[None]] = {}
+        self._failures: dict[int, int] = {}
+        self._places = asyncio.Semaphore(PARTITIONS_AT_ONCE)
         self._log = ""
 
     async def run(self) -> NoReturn:
         """Learn what comes. Nothing but its cancellation ends it."""
         attempt = 0
-        while True:
-            try:
-                busy = await self.learn()
-                attempt = 0
-                await asyncio.sleep(0 if busy else LOOK_SECONDS)
-                continue
-            except Retriable as error:
-                log.warning("learning waits", reason=str(error))
-            except Exception:
-                log.exception("learning met an unforeseen error")
-            attempt += 1
-            self._next.clear()
-            await asyncio.sleep(pause(attempt, first=LOOK_SECONDS, longest=LONGEST_PAUSE_SECONDS))
+        try:
+            while True:
+                try:
+                    await self.look()
+                    attempt = 0
+                except Retriable as error:
+                    log.warning("learning waits", reason=str(error))
+                    attempt += 1
+                except Exception:
+                    log.exception("learning met an unforeseen error")
+                    attempt += 1
+                await asyncio.sleep(_pause(attempt) if attempt else LOOK_SECONDS)
+        finally:
+            for task in self._working.values():
+                task.cancel()
+            await asyncio.gather(*self._working.values(), return_exceptions=True)
 
-    async def learn(self) -> bool:
-        """Learn a batch of each partition that has something new; return whether one had."""
+    async def look(self) -> None:
+        """Begin with each partition that has something new: a large document holds up no other's partition."""
         owned = sorted(self._owned())
         self._next = {partition: offset for partition, offset in self._next.items() if partition in owned}
-        if not owned:
-            return False
+        idle = [partition for partition in owned if partition not in self._working]
+        if not idle:
+            return
         self._log = self._log or f"{self._topic}@{await self._reader.topic_id(self._topic)}"
-        ends = await self._reader.ends(self._topic, owned)
-        busy = False
-        for partition, end in ends.items():
+        for partition, end in (await self._reader.ends(self._topic, idle)).items():
             if partition not in self._next:
                 # Nothing was ever learned where nothing was ever given: then Elasticsearch need not be there.
                 self._next[partition] = await self._statuses.progress(self._log, partition) if end else 0
-            if self._next[partition] < end and partition in self._owned():
-                await self._bring(partition, self._next[partition], end)
-                busy = True
-        return busy
+            if self._next[partition] < end:
+                self._working[partition] = asyncio.create_task(self._follow(partition, end))
+
+    async def _follow(self, partition: int, end: int) -> None:
+        """Learn a partition up to an offset. Where that fails it is looked at again, after a while."""
+        try:
+            async with self._places:
+                while (start := self._next.get(partition, end)) < end:
+                    await self._bring(partition, start, end)
+            self._failures.pop(partition, None)
+        except Exception as error:
+            if isinstance(error, Retriable):
+                log.warning("learning waits", partition=partition, reason=str(error))
+            else:
+                log.exception("learning met an unforeseen error", partition=partition)
+            self._next.pop(partition, None)
+            self._failures[partition] = self._failures.get(partition, 0) + 1
+            await asyncio.sleep(_pause(self._failures[partition]))
+        finally:
+            del self._working[partition]
 
     async def _bring(self, partition: int, start: int, end: int) -> None:
         """Learn the next records of a partition, and note that."""
         records = await self._reader.batch(self._topic, partition, start, end, most=AT_ONCE, most_bytes=BATCH_BYTES)
         began = time.monotonic()
         latest: dict[bytes, Task] = {}
+        bad: list[tuple[Record, Rejected]] = []
         for record in records:
             try:
+                task = _task(record)
+            except Rejected as error:
+                bad.append((record, error))
+            else:
                 latest.pop(record.key, None)
-                latest[record.key] = _task(record)
-            except (BadRecord, Rejected) as error:
-                latest.pop(record.key, None)
-                await self._set_aside(
-                    topic=self._topic, partition=partition, offset=record.offset, error=error,
-                    key=record.key, value=record.value,
-                )  # fmt: skip
+                latest[record.key] = task
         if latest:
-            await self._learn(list(latest.values()))
+            await self._learn(partition, list(latest.values()))
             log.info("documents learned", documents=len(latest), took=round(time.monotonic() - began, 3))
+        for record, refusal in bad:  # last, or each attempt to learn the others would do it again
+            await self._set_aside(
+                topic=self._topic, partition=partition, offset=record.offset, error=refusal,
+                key=record.key, value=record.value[:SET_ASIDE_BYTES],
+            )  # fmt: skip
         after = records[-1].offset + 1 if records else end
+        self._check_owned(partition)
         await self._statuses.advance(self._log, partition, after)
         self._next[partition] = after
 
-    async def _learn(self, tasks: Sequence[Task]) -> None:
+    async def _learn(self, partition: int, tasks: Sequence[Task]) -> None:
         """Bring documents into every index, and say of each what became of it."""
         embedder = self._embedders.of(self._model)
         await embedder.loaded()
@@ -169,26 +212,14 @@ class Learner:
 
         async def learn(task: Task) -> None:
             async with places:
-                before = known.get((task.tenant, task.document_id))
+                self._check_owned(partition)
                 if task.document is None:
                     await self._index.forget(task.tenant, task.document_id)
                     await self._statuses.remove(task.tenant, task.document_id, task.at_ms)
                     return
-                status = status_of(task.document, task.at_ms, before)
-                try:
-                    passages = keyed(task.tenant, await passages_of(task.document, self._parsers))
-                    for index in indices:
-                        await self._write(index, task, passages)
-                except Rejected as error:
-                    metrics.documents.labels("failed").inc()
-                    log.warning("document not learned", document=task.document_id, reason=str(error))
-                    failed = replace(status, status="failed", error=str(error))
-                    said.append((failed, task.at_ms, True))
-                    return
-                title = status.title or next(iter(passages.values())).passage.title
-                learned = replace(status, status="learned", title=title, passages=len(passages))
-                said.append((learned, task.at_ms, True))
-                metrics.documents.labels("learned").inc()
+                status = status_of(task.document, task.at_ms, known.get((task.tenant, task.document_id)))
+                with metrics.learning_duration.time():
+                    said.append((await self._learned(partition, task, status, indices), task.at_ms, True))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -199,20 +230,59 @@ class Learner:
         await self._index.refresh()
         await self._statuses.write(*said)
 
-    async def _write(self, index: Index, task: Task, passages: Mapping[str, Learned]) -> None:
-        """Make one index have a document as it is now."""
+    async def _learned(
+        self, partition: int, task: Task, status: DocumentStatus, indices: Iterable[Index]
+    ) -> DocumentStatus:
+        """Bring one document into every index; return what became of it."""
+        assert task.document is not None
+        try:
+            passages = await self._passages(task.tenant, task.document)
+            for index in indices:
+                await self._write(partition, index, task, passages)
+        except Rejected as error:
+            metrics.documents.labels("failed").inc()
+            log.warning("document not learned", document=task.document_id, reason=str(error))
+            return replace(status, status="failed", error=str(error))
+        metrics.documents.labels("learned").inc()
+        title = next(iter(passages.values())).passage.title
+        return replace(status, status="learned", title=title, passages=len(passages))
+
+    async def _passages(self, tenant: str, document: Document) -> dict[str, Learned]:
+        """Return a document's passages by id. Raises `Rejected`, whatever it is that they cannot be had for."""
+        try:
+            return keyed(tenant, await passages_of(document, self._parsers))
+        except (Rejected, Retriable):
+            raise
+        except Exception as error:
+            # Whatever it is about this document, the next ones do not wait for somebody to find out.
+            log.exception("document met an unforeseen error", document=document.document_id)
+            raise Rejected("The document cannot be read, by a fault of Headrace's own. Its log says more.") from error
+
+    async def _write(self, partition: int, index: Index, task: Task, passages: Mapping[str, Learned]) -> None:
+        """Make one index have a document as it is now.
+
+        Old passages go last, so that it is never found less than before or after; but first where it is not for
+        everyone, because it may have been taken from somebody, who is not to find it while the new ones are embedded.
+        """
+        is_private = task.document is not None and bool(task.document.readers)
         there = await self._index.ids(index.name, task.tenant, task.document_id)
-        new = {key: each for key, each in passages.items() if key not in there}
-        vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in new.values()])
-        metrics.passages_embedded.inc(len(new))
-        await self._index.write(
-            index.name,
-            task.tenant,
-            {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)},
-            {key: each for key, each in passages.items() if key in there},
-            there - passages.keys(),
-            seen=False,
-        )
+        kept = {key: each for key, each in passages.items() if key in there}
+        gone = there - passages.keys()
+        self._check_owned(partition)
+        await self._index.write(index.name, task.tenant, {}, kept, gone if is_private else (), seen=False)
+        for new in _shares((key, each) for key, each in passages.items() if key not in there):
+            vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in new.values()])
+            with_vectors = {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)}
+            self._check_owned(partition)
+            await self._index.write(index.name, task.tenant, with_vectors, {}, (), seen=False)
+            metrics.passages_embedded.inc(len(new))
+        self._check_owned(partition)
+        await self._index.write(index.name, task.tenant, {}, {}, () if is_private else gone, seen=False)
+
+    def _check_owned(self, partition: int) -> None:
+        """Raise `NotOwner` where the partition has gone to another worker: what is not noted, that one learns again."""
+        if partition not in self._owned():
+            raise NotOwner(f"partition {partition} has another owner now")
 
     @staticmethod
     async def _vectors(embedder: Embedder, texts: Sequence[str]) -> list[list[float]]:
@@ -226,18 +296,45 @@ class Learner:
                 await asyncio.sleep(LOOK_SECONDS)
 
 
+def _shares(passages: Iterable[tuple[str, Learned]]) -> Iterator[dict[str, Learned]]:
+    """Yield passages in shares that are written at once."""
+    left = iter(passages)
+    while share := dict(islice(left, PASSAGES_AT_ONCE)):
+        yield share
+
+
+def _pause(attempt: int) -> float:
+    return pause(attempt, first=LOOK_SECONDS, longest=LONGEST_PAUSE_SECONDS)
+
+
 def _task(record: Record) -> Task:
-    """Return what a record asks for. Raises `BadRecord`, and `Rejected` where its key is another document's."""
+    """Return what a record asks for. Raises `Rejected` for one that does not say it, or whose key is another's."""
     tenant, _, document_id = record.key.decode(errors="replace").partition("/")
+    # A producer may have said anything, -1 where it said nothing; as a version Elasticsearch refuses that for ever.
+    at_ms = min(max(0, record.at_ms), LATEST_MS)
     if not record.value:
-        return Task(tenant, document_id, record.at_ms)
+        return Task(tenant, document_id, at_ms)
     document = decode(record.value, Document)
     if (document.tenant, document.document_id) != (tenant, document_id) or not document_id:
         raise Rejected(
             f"the key of a document is its tenant, a slash and its document_id, {document.tenant}/"
             f"{document.document_id}, and not {tenant}/{document_id}"
         )
-    return Task(tenant, document_id, record.at_ms, document)
+    _check(document)
+    return Task(tenant, document_id, at_ms, document)
+
+
+def _check(document: Document) -> None:
+    """Raise `Rejected` for what no index takes: the API lets nothing of it through, other producers may."""
+    for name in (document.tenant, document.user, document.document_id, *document.readers):
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise Rejected(f"tenant, user, document_id and readers of a document have 1 to {LONGEST_NAME} characters")
+    if len(document.title) > LONGEST_TEXT or len(document.url) > LONGEST_TEXT:
+        raise Rejected(f"title and url of a document have at most {LONGEST_TEXT} characters")
+    if len(document.readers) > MOST_READERS:
+        raise Rejected(f"a document has at most {MOST_READERS} readers; none are all of its tenant")
+    if not 0 <= document.at <= LATEST_MS:
+        raise Rejected("at is a time in Unix ms")
 
 
 def status_of(document: Document, at_ms: int, before: DocumentStatus | None) -> DocumentStatus:
@@ -246,10 +343,10 @@ def status_of(document: Document, at_ms: int, before: DocumentStatus | None) -> 
         document_id=document.document_id,
         tenant=document.tenant,
         user=document.user,
-        title=document.title,
+        title=document.title or document.name,
         url=document.url,
         media_type=document.media_type,
-        readers=document.readers,
+        readers=list(_readers(document)),
         metadata=document.metadata,
         created_at=before.created_at if before else at_ms,
         updated_at=at_ms,
@@ -261,16 +358,22 @@ async def passages_of(document: Document, parsers: Parsers) -> list[Learned]:
     text, title = document.text, document.title
     if document.file:
         parsed = await parsers.parse(document.file, document.media_type)
-        text, title = parsed.text, title or parsed.title
-    pieces = await asyncio.to_thread(split, text)
+        text, title = parsed.text, title or " ".join(parsed.title.split())[:LONGEST_OWN_TITLE]
+    # In a thread: 8 MB of text take two seconds.
+    return await asyncio.to_thread(_cut, document, text, title)
+
+
+def _cut(document: Document, text: str, title: str) -> list[Learned]:
+    pieces = split(text)
     if not pieces:
         raise Rejected("The document has no text.")
-    title = title or pieces[0].path.partition(" > ")[0] or document.document_id
+    if len(pieces) > MOST_PASSAGES:
+        raise Rejected(f"The document has {len(pieces)} passages. At most {MOST_PASSAGES} are learned: divide it.")
+    title = title or pieces[0].path.partition(" > ")[0] or document.name or document.document_id
+    readers = _readers(document)
     return [
         Learned(
-            Passage(document.document_id, title, piece.path, piece.text, document.url, position),
-            _readers(document),
-            document.at,
+            Passage(document.document_id, title, piece.path, piece.text, document.url, position), readers, document.at
         )
         for position, piece in enumerate(pieces)
     ]

@@ -105,8 +105,9 @@ class Turn(Wire, frozen=True, kw_only=True):
 class Document(Wire, frozen=True, kw_only=True):
     """A document to learn; its key is `document_key`. A record without a value forgets the document of its key.
 
-    It has a ``text`` (Markdown, or plain), or a ``file`` of the ``media_type``. ``readers``: the users of the tenant
-    who may find it; none: all of them. ``at``: Unix ms. ``user``: who gave it.
+    It has a ``text`` (Markdown, or plain), or a ``file`` of the ``media_type``. ``name``: that of the file, which is
+    the title of a document that has no other. ``readers``: the users of the tenant who may find it; none: all of them.
+    ``at``: Unix ms. ``user``: who gave it.
     """
 
     document_id: str
@@ -116,6 +117,7 @@ class Document(Wire, frozen=True, kw_only=True):
     text: str = ""
     file: bytes = b""
     media_type: str = "text/markdown"
+    name: str = ""
     url: str = ""
     readers: list[str] = []
     metadata: dict[str, Any] = {}
@@ -192,5 +194,5 @@ def decode(value: bytes | None, kind: type[W]) -> W:
         raise BadRecord(f"a {kind.__name__} record without a value")
     try:
         return msgspec.json.decode(value, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(f"not a {kind.__name__}: {error}") from error

@@ -162,7 +162,7 @@ async def reindex(tools: Tools, model: str, questions: Path | None, tolerance: f
     """Fill an index for a model; have it searched if it finds no less."""
     asked = _read(questions) if questions else None
     serving, others = await _indices(tools)
-    if serving.model == model:
+    if serving.model == model and not serving.drift:
         raise Refused(f"{serving.name}, which is searched, is of {model} already.")
     if any(each.state == "filling" and each.model != model for each in others):
         raise Refused("An index of another model is being filled. Go on with that model, or --drop it.")
@@ -173,6 +173,10 @@ async def reindex(tools: Tools, model: str, questions: Path | None, tolerance: f
     click.echo(f"{new.name} has {await tools.index.count(new.name):,} passages of {len(filled.readers):,} documents.")
     if filled.refused:
         click.echo(f"{filled.refused:,} documents could not be read, see above.", err=True)
+    if serving.drift:
+        click.echo(f"{serving.name} is not as it was made ({serving.drift}), so there is nothing to compare with.")
+        await _switch(tools, serving, new)
+        return
     measured = _questions(asked, filled) if asked else questions_of(filled)
     if not measured:
         raise Refused("There is no question to measure by, so nothing is switched: give --questions.")

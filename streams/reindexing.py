@@ -22,7 +22,7 @@ from adapters.retriever import Retriever
 from domain.backoff import pause
 from domain.errors import BadRecord, EmbedderUnavailable, Rejected, SinkUnavailable
 from domain.knowledge import Reader
-from domain.retrieval import DEPTH
+from domain.retrieval import DEPTH, Query
 from streams.records import Document, decode, document_key
 
 log = structlog.get_logger(__name__)
@@ -243,7 +243,7 @@ async def recalls(sides: Sequence[Side], questions: Sequence[Question], k: int) 
 async def _shares(side: Side, question: Question, k: int) -> tuple[float, float]:
     found = await side.retriever.search(question.reader, [{"role": "user", "content": question.query}], k=k)
     vector = await side.embedder.query(question.query)
-    _, ranking = await side.index.search(question.reader, question.query, vector, DEPTH)
+    _, ranking = await side.index.search(question.reader, [Query(question.query, 1.0)], vector, DEPTH)
     best = sorted(ranking, key=ranking.__getitem__, reverse=True)
     read = await side.index.read(question.reader, best)
     near = list(dict.fromkeys(read[key][0].document_id for key in best if key in read))[:k]

@@ -16,26 +16,29 @@ import msgspec
 from aiohttp import BodyPartReader, web
 
 from domain.errors import SinkUnavailable
-from domain.files import media_type_of
+from domain.files import media_type_in, media_type_of
 from domain.ids import uuid7
 from domain.knowledge import DocumentStatus, Reader
 from streams.learning import status_of
-from streams.records import Document, document_key
+from streams.records import Document, document_key, encode
 from web.auth import who
 from web.bodies import BODY_SECONDS, checked_metadata, decoded, give, is_json, read_body, too_large
 from web.errors import ApiError, bad_input, not_found
+from web.keys import Identity
 from web.shapes import DocumentList, DocumentView, NewDocument, rfc3339
 from web.site import SITE, Site
 
 LIMIT: Final = 50
 MAX_LIMIT: Final = 200
 MAX_FILES: Final = 20
+FILES_BYTES_FACTOR: Final = 2
 MAX_READERS: Final = 1000
 MAX_FIELD_BYTES: Final = 64 << 10
 MAX_TITLE: Final = 300
 MAX_URL: Final = 2000
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@<>/+ -]{0,255}")
 URL_START: Final = re.compile(r"https?://\S+$")
+ENVELOPE_BYTES: Final = 4096
 SHOWN_SECONDS: Final = 1.5
 MAY_ANY: Final = frozenset({"operator", "admin"})
 
@@ -55,13 +58,15 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise ApiError(409, "retrieval_off", "Documents are switched off here (HEADRACE_RETRIEVAL=off).")
     if request.content_type == "multipart/form-data":
         given = await _multipart(request)
-        await _check_id(request, given.fields.get("id"))
+        known = await _replaced(request, given.fields.get("id"))
         documents = _of_files(request, given)
     else:
         new = await _json_body(request)
-        await _check_id(request, new.id)
+        known = await _replaced(request, new.id)
         documents = [_of_json(request, new)]
-    views = [await _publish(site, document) for document in documents]
+    if known is not None:  # it stays whose it is, whoever renews it
+        documents = [msgspec.structs.replace(document, user=known.user) for document in documents]
+    views = [await _publish(site, document, known) for document in documents]
     if len(views) == 1:
         return give(views[0], status=202)
     return give(DocumentList(data=views), status=202)
@@ -84,9 +89,9 @@ async def forget(request: web.Request) -> web.StreamResponse:
     """Forget a document: answered once Kafka has that, and soon no search finds a passage of it."""
     site, identity = request.app[SITE], who(request)
     known = await _known(request)
-    if identity.user != known.user and not MAY_ANY & set(identity.roles):
-        message = "Only who gave a document may delete it, and operators."
-        raise ApiError(403, "not_the_owner", message)
+    if not _may_change(identity, known):
+        message = f"You have given no document {known.document_id[:64]!r}. Who has may delete it, and operators."
+        raise ApiError(404, "not_found", message)
     key = document_key(known.tenant, known.document_id)
     await site.chat.publish(site.chat.topics_of.documents, key, None, at_ms=site.now_ms())
     with suppress(TimeoutError, SinkUnavailable):
@@ -153,7 +158,7 @@ def _of_files(request: web.Request, given: Given) -> list[Document]:
 def _object(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise bad_input("metadata", f"metadata must be a JSON object: {error}.") from error
 
 
@@ -182,7 +187,8 @@ def _document(
         document_id=document_id or uuid7(now, 0, randbits(62)),
         tenant=identity.tenant,
         user=identity.user,
-        title=title or (name if file and media_type != "text/html" else ""),
+        title=title,
+        name=name,
         text=text,
         file=file,
         media_type=media_type,
@@ -228,12 +234,19 @@ async def _take_part(request: web.Request, part: BodyPartReader, given: Given) -
     name = part.filename.replace("\\", "/").rpartition("/")[2][:MAX_TITLE] or "file"
     media_type = media_type_of(name, part.headers.get("Content-Type", ""))
     if media_type is None:
-        message = f"{name}: files of this kind cannot be read. PDF, DOCX, HTML, Markdown and text can."
-        raise ApiError(415, "unsupported_file", message, param="file", headers={"Connection": "close"})
-    data = await _read(part, site.chat.settings.document_bytes, name)
+        raise _unsupported(name)
+    room = FILES_BYTES_FACTOR * site.chat.settings.document_bytes - sum(len(data) for _, _, data in given.files)
+    data = await _read(part, min(site.chat.settings.document_bytes, room), name)
     if not data:
         raise bad_input("file", f"{name} is empty.", "empty_file")
+    if (media_type := media_type_in(data, media_type)) is None:
+        raise _unsupported(name)
     given.files.append((name, media_type, data))
+
+
+def _unsupported(name: str) -> ApiError:
+    message = f"{name} is no file that can be read. PDF, DOCX, HTML, Markdown and text can: save it as one of these."
+    return ApiError(415, "unsupported_file", message, param="file", headers={"Connection": "close"})
 
 
 async def _read(part: BodyPartReader, limit: int, name: str) -> bytes:
@@ -241,7 +254,10 @@ async def _read(part: BodyPartReader, limit: int, name: str) -> bytes:
     while chunk := await part.read_chunk(1 << 16):
         data += chunk
         if len(data) > limit:
-            message = f"{name} is larger than {limit} bytes (HEADRACE_DOCUMENT_BYTES)."
+            message = (
+                f"{name} is too large: HEADRACE_DOCUMENT_BYTES is the most of one file, and {FILES_BYTES_FACTOR} times"
+                " that of all files that are sent at once. Divide it, or send them one by one."
+            )
             raise ApiError(413, "body_too_large", message, param="file", headers={"Connection": "close"})
     return bytes(data)
 
@@ -249,29 +265,41 @@ async def _read(part: BodyPartReader, limit: int, name: str) -> bytes:
 # -- what becomes of it
 
 
-async def _publish(site: Site, document: Document) -> DocumentView:
+async def _publish(site: Site, document: Document, known: DocumentStatus | None) -> DocumentView:
     """Write a document to Kafka, and say that it is queued, if that can be said now."""
+    topic = site.chat.topics_of.documents
+    # A text of quotes and line breaks only takes twice its size as JSON, and one of control characters six times.
+    if 6 * len(document.text) > topic.record_bytes and len(encode(document)) > topic.record_bytes - ENVELOPE_BYTES:
+        raise too_large(site.chat.settings.document_bytes, "HEADRACE_DOCUMENT_BYTES")
     key = document_key(document.tenant, document.document_id)
-    await site.chat.publish(site.chat.topics_of.documents, key, document, at_ms=document.at)
-    status = status_of(document, document.at, None)
+    await site.chat.publish(topic, key, document, at_ms=document.at)
+    status = status_of(document, document.at, known)
     with suppress(SinkUnavailable, TimeoutError):
         async with asyncio.timeout(SHOWN_SECONDS):
             await site.chat.services.documents.write((status, document.at, False), shown=False)
     return _view(status)
 
 
-async def _check_id(request: web.Request, document_id: str | None) -> None:
-    """Raise `ApiError`: 400 for what can be no id, 409 where another user's document has it."""
+async def _replaced(request: web.Request, document_id: str | None) -> DocumentStatus | None:
+    """Return the document that a new one of this id replaces.
+
+    Raises `ApiError`: 400 for what can be no id, 409 where another user's document has it.
+    """
     if not document_id:
-        return
+        return None
     if not ID.fullmatch(document_id):
         message = "id may have up to 256 letters, digits, spaces and . _ : @ < > / + -, a letter or digit first."
         raise bad_input("id", message)
     identity = who(request)
     known = await request.app[SITE].chat.services.documents.read(identity.tenant, document_id)
-    if known is not None and known.user != identity.user and not MAY_ANY & set(identity.roles):
+    if known is not None and not _may_change(identity, known):
         message = f"Another user has given a document with the id {document_id[:64]!r}. Choose another id."
         raise ApiError(409, "document_id_taken", message, param="id")
+    return known
+
+
+def _may_change(identity: Identity, known: DocumentStatus) -> bool:
+    return identity.user == known.user or bool(MAY_ANY & set(identity.roles))
 
 
 async def _known(request: web.Request) -> DocumentStatus:

@@ -1,8 +1,10 @@
 """Search: the passages that an answer to a question would be given, for whoever wants to see them, and vectors."""
 
+import sys
+from array import array
 from base64 import b64encode
-from struct import pack
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -33,13 +35,22 @@ async def search(request: web.Request) -> web.StreamResponse:
         message = f"query may have at most {site.chat.settings.max_input_chars} characters (HEADRACE_MAX_INPUT_CHARS)."
         raise bad_input("query", message)
     identity = who(request)
-    said = [message for message in wanted.messages if message.get("role") in {"user", "assistant"}]
-    if said and said[-1].get("role") == "user" and said[-1].get("content") == wanted.query:
+    question = {"role": "user", "content": wanted.query}
+    said = [_plain(message) for message in wanted.messages if message.get("role") in ("user", "assistant")]
+    if said and said[-1] == question:
         said.pop()
-    found = await site.chat.services.retriever.search(
-        Reader(identity.tenant, identity.user), [*said, {"role": "user", "content": wanted.query}], k=wanted.k
-    )
+    reader = Reader(identity.tenant, identity.user)
+    found = await site.chat.services.retriever.search(reader, [*said, question], k=wanted.k)
     return give(SearchResults(data=[_hit(each) for each in found]))
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return a message whose content is a text, also where OpenAI's form has it in parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        content = " ".join(text for text in texts if isinstance(text, str))
+    return {"role": message["role"], "content": content if isinstance(content, str) else ""}
 
 
 def _hit(found: Found) -> SearchHit:
@@ -63,6 +74,9 @@ async def embed(request: web.Request) -> web.StreamResponse:
     if wanted.model not in {"", settings.embedding_model}:
         message = f"There is no embedding model {wanted.model[:200]!r} here, but {settings.embedding_model!r}."
         raise ApiError(404, "model_not_found", message, param="model")
+    if wanted.dimensions is not None:
+        message = "dimensions cannot be chosen: a vector has as many numbers as the model gives."
+        raise bad_input("dimensions", message, "unsupported_parameter")
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     if not 0 < len(texts) <= MAX_INPUTS or not all(text.strip() for text in texts):
         raise bad_input("input", f"input must be a text, or 1 to {MAX_INPUTS} texts, none of them empty.")
@@ -81,4 +95,7 @@ async def embed(request: web.Request) -> web.StreamResponse:
 
 
 def _encoded(vector: list[float]) -> str:
-    return b64encode(pack(f"<{len(vector)}f", *vector)).decode()
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b64encode(numbers).decode()

@@ -257,6 +257,7 @@ class WantedEmbeddings(Struct, frozen=True, kw_only=True):
     input: str | list[str]
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
 
 
 class Embedding(Struct, frozen=True, kw_only=True):

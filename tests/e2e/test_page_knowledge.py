@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import FilePayload, Page, expect
 
 from tests.e2e.acting import ask, expect_ended, last_answer
 from tests.support.page_server import PageServer
@@ -115,9 +115,8 @@ async def test_each_file_is_a_row_and_a_bad_one_stops_no_other(page: Page, serve
     await open_panel(page, "Documents")
     await expect(page.locator("#documents-empty")).to_be_visible()
     files = [("guide.pdf", b"%PDF"), ("tool.exe", b"MZ"), ("bad.docx", b"PK")]
-    await page.set_input_files(
-        "#documents-files", [{"name": name, "mimeType": "application/x", "buffer": data} for name, data in files]
-    )
+    payloads: list[FilePayload] = [{"name": name, "mimeType": "application/x", "buffer": data} for name, data in files]
+    await page.set_input_files("#documents-files", payloads)
     rows = page.locator("#documents-list li")
 
     await expect(rows.filter(has_text="tool.exe")).to_contain_text("cannot be read")

@@ -88,8 +88,11 @@ def test_only_marks_of_given_passages_are_shown(said: str, shown: str) -> None:
     assert filtered(said) == shown
 
 
+PIECES = ["word ", "[", "]", "1", "9", ",", " ", "`", "```", "\n\n", "\n", "(", "~~~", "[1]", "[9]"]
+
+
 @given(
-    st.lists(st.sampled_from(["word ", "[", "]", "1", "9", ",", " ", "`", "```", "\n\n", "(", "~~~", "[1]", "[9]"])),
+    st.lists(st.sampled_from(PIECES)),
     st.integers(0, 5),
 )
 def test_how_an_answer_is_cut_into_pieces_makes_no_difference(pieces: list[str], given: int) -> None:

@@ -55,6 +55,40 @@ def test_each_part_of_a_long_table_has_its_head() -> None:
     assert [row for piece in pieces for row in piece.text.split("\n")[2:]] == rows
 
 
+def test_long_code_is_cut_at_blank_lines() -> None:
+    functions = [f"def f{number}():\n    a = {number}\n    return a" for number in range(30)]
+    text = "```python\n" + "\n\n".join(functions) + "\n```"
+
+    pieces = split(text, most=60)
+
+    assert len(pieces) > 3
+    assert all(piece.text.startswith(("```python\ndef f", "def f")) for piece in pieces)
+    assert "\n\n".join(piece.text for piece in pieces) == text
+
+
+def test_a_number_sign_that_ends_a_heading_closes_it_or_belongs_to_its_last_word() -> None:
+    assert [piece.path for piece in split("# Closed ##\na\n# C#\nb")] == ["Closed", "C#"]
+
+
+def test_scripts_without_spaces_are_cut_as_well() -> None:
+    pieces = split("日本語" * 500, most=100)
+
+    assert "".join(piece.text for piece in pieces) == "日本語" * 500
+    assert {model_tokens(piece.text) for piece in pieces} == {100}
+
+
+def test_another_models_count_may_be_given() -> None:
+    assert [piece.text for piece in split("aa bb. cc dd.", most=6, overlap=0, count=len)] == ["aa bb.", "cc dd."]
+
+
+def test_passages_are_in_the_documents_order() -> None:
+    words = [f"word{number}" for number in range(3000)]
+
+    pieces = split(" ".join(words), overlap=0)
+
+    assert " ".join(piece.text.strip() for piece in pieces).split() == words
+
+
 def test_long_prose_is_cut_between_sentences_and_overlaps() -> None:
     sentences = [f"This is sentence number {number} of a long text." for number in range(80)]
 

@@ -55,11 +55,15 @@ async def test_files_are_taken_as_they_are() -> None:
         one = await upload(web, ("guide.pdf", b"%PDF-1.7 \xff\x00"), title="Guide", id="guide", readers="bob, carol")
         many = await upload(web, ("a.md", b"# A"), ("b.html", b"<p>B"))
 
-        assert (one["document_id"], one["title"], one["readers"]) == ("guide", "Guide", ["bob", "carol"])
+        assert (one["document_id"], one["title"], one["readers"]) == (
+            "guide",
+            "Guide",
+            ["alice", "bob", "carol"],
+        )
         assert len(many["data"]) == 2
         pdf, markdown, html = published(web)
         assert (pdf.file, pdf.media_type) == (b"%PDF-1.7 \xff\x00", "application/pdf")
-        assert (markdown.media_type, markdown.title, html.media_type) == ("text/markdown", "a.md", "text/html")
+        assert (markdown.media_type, markdown.name, html.media_type) == ("text/markdown", "a.md", "text/html")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,9 @@ async def test_a_bad_document_is_told_which_field_is_wrong(
     ("name", "data", "status", "code"),
     [
         ("tool.exe", b"MZ", 415, "unsupported_file"),
+        ("tool.txt", b"MZ\x00\x03", 415, "unsupported_file"),
+        ("page.pdf", b"<html>", 415, "unsupported_file"),
+        ("old.docx", b"\xd0\xcf\x11\xe0", 415, "unsupported_file"),
         ("empty.txt", b"", 400, "empty_file"),
         ("large.txt", b"x" * 3000, 413, "body_too_large"),
     ],
@@ -129,9 +136,30 @@ async def test_nobody_replaces_or_forgets_what_somebody_else_gave() -> None:
         assert (await give(web, {"id": "ours", "text": "other"}, key=BOB, status=409))["error"]["code"] == (
             "document_id_taken"
         )
-        assert (await web.call("DELETE", f"{PATH}/ours", key=BOB)).status == 403
+        assert (await web.call("DELETE", f"{PATH}/ours", key=BOB)).status == 404
         await give(web, {"id": "ours", "text": "new"})
         assert [record.text for record in published(web)] == ["# Kafka\nA log.", "new"]
+
+
+async def test_a_document_that_is_replaced_was_created_when_it_was() -> None:
+    async with serving() as web:
+        await give(web, {"id": "d"})
+        web.worker.services.documents.known["acme", "d"] = DocumentStatus("d", "acme", "alice", created_at=1000)
+
+        assert (await give(web, {"id": "d", "text": "new"}))["created_at"].startswith("1970-01-01T00:00:01")
+
+
+async def test_many_files_at_once_have_a_limit_together() -> None:
+    async with serving(document_bytes=2048) as web:
+        files = [(f"{number}.txt", b"x" * 1500) for number in range(3)]
+
+        assert (await upload(web, *files, status=413))["error"]["code"] == "body_too_large"
+        assert published(web) == []
+
+
+async def test_a_text_that_kafka_would_not_take_is_refused_before() -> None:
+    async with serving(document_bytes=65_536) as web:
+        assert (await give(web, {"text": "\x01" * 65_000}, status=413))["error"]["code"] == "body_too_large"
 
 
 async def test_what_is_forgotten_is_gone_when_that_is_answered_or_will_be() -> None:
@@ -201,6 +229,22 @@ async def test_search_finds_for_who_asks_and_with_the_conversation() -> None:
         assert web.worker.services.retriever.asked[1:] == asked
 
 
+async def test_a_conversation_may_have_its_texts_in_parts_and_what_nobody_said() -> None:
+    async with serving() as web:
+        said = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "Kafka?"}, 3]},
+            {"role": "assistant", "content": None, "tool_calls": []},
+            {"role": ["user"], "content": "x"},
+            {},
+        ]
+        response = await web.call("POST", "/v1/search", {"query": "And why?", "messages": said})
+
+        assert response.status == 200
+        ((_, messages),) = web.worker.services.retriever.asked
+        assert [message["content"] for message in messages] == ["What is Kafka?", "", "And why?"]
+
+
 @pytest.mark.parametrize("body", [{"query": " "}, {"query": "x", "k": 0}, {"query": "x", "k": 51}, {}, {"query": 3}])
 async def test_a_search_for_nothing_or_too_much_is_refused(body: dict[str, Any]) -> None:
     async with serving() as web:
@@ -231,8 +275,24 @@ async def test_embeddings_come_in_openais_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [({"input": []}, 400), ({"input": "x", "model": "other"}, 404), ({"input": [1]}, 400)]
+    ("body", "status"),
+    [
+        ({"input": []}, 400),
+        ({"input": ["x", " "]}, 400),
+        ({"input": ["x"] * 257}, 400),
+        ({"input": [1]}, 400),
+        ({"input": "x", "dimensions": 64}, 400),
+        ({"input": "x", "model": "other"}, 404),
+    ],
 )
 async def test_embeddings_that_cannot_be_are_refused(body: dict[str, Any], status: int) -> None:
     async with serving() as web:
         assert (await web.call("POST", "/v1/embeddings", body)).status == status
+
+
+async def test_a_model_that_is_being_loaded_says_when_to_come_back_for_vectors() -> None:
+    async with serving() as web:
+        web.worker.services.embedders.down = True
+        response = await web.call("POST", "/v1/embeddings", {"input": "x"})
+
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")

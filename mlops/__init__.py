@@ -1,0 +1,1 @@
+"""How good the assistant is, measured: evaluation on data with known answers."""

@@ -1,0 +1,190 @@
+"""How well passages are found, and how well it is known that there are none: one table, by the code that answers run.
+
+    python -m mlops.evaluate [--keep]
+
+Learns the passages of the benchmark (`mlops.mtrag`) into indices of its own, on ELASTICSEARCH_URL or else on the
+embedded search server, and asks its questions. Rows differ in one thing each: the last question by words alone, by
+vectors alone, by both added up, and with its conversation, as `POST /v1/search` and answers find passages.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from statistics import fmean
+from typing import Final, get_args
+
+import click
+
+from adapters.elastic import open_elastic
+from adapters.embedder import Embedder, open_embedders
+from adapters.parsers import Parsers
+from adapters.passage_index import PassageIndex, found_in, keyed
+from adapters.retriever import SPARE, Retriever
+from config.settings import Settings
+from deploy.embedded import Embedded
+from domain.knowledge import Found, Reader
+from domain.retrieval import DEPTH, Ranking, by_document, fuse, keywords, queries
+from mlops import mtrag
+from mlops.mtrag import Answerability, Asked
+from mlops.scores import auc, ndcg, precision_recall, recall
+from streams.learning import passages_of
+from streams.records import Document
+
+READER: Final = Reader("evaluation", "evaluation")
+BATCH: Final = 64
+PASSAGES: Final = 5
+TOKENS: Final = 1536
+WAYS: Final = ("BM25 alone", "vectors alone", "fused", "fused, with the conversation")
+
+
+@dataclass
+class Measured:
+    """What came of the questions. ``ranked``: documents by way. ``sure``: how sure the answer was to be."""
+
+    ranked: dict[str, list[list[str]]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    sure: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured: the search, its index and its model."""
+
+    retriever: Retriever
+    index: PassageIndex
+    embedder: Embedder
+
+    async def learn(self, texts: Sequence[mtrag.Text], parsers: Parsers) -> float:
+        """Learn the benchmark's passages; return how many passages of ours a second."""
+        await self.embedder.loaded()
+        (index,) = await self.index.prepare(self.embedder.model, self.embedder.dims)
+        began, count = time.monotonic(), 0
+        with click.progressbar(length=len(texts), label="Learning", file=sys.stderr, show_pos=True) as bar:
+            for start in range(0, len(texts), BATCH):
+                batch = texts[start : start + BATCH]
+                cut = [await passages_of(_document(text), parsers) for text in batch]
+                learned = {key: each for passages in cut for key, each in keyed(READER.tenant, passages).items()}
+                vectors = await self.embedder.documents([each.spoken for each in learned.values()])
+                new = {key: (each, vector) for (key, each), vector in zip(learned.items(), vectors, strict=True)}
+                await self.index.write(index.name, READER.tenant, new, {}, (), seen=False)
+                count += len(learned)
+                bar.update(len(batch))
+        await self.index.refresh()
+        return count / (time.monotonic() - began)
+
+    async def ask(self, questions: Sequence[Asked]) -> Measured:
+        """Search for every question in every way."""
+        measured = Measured()
+        with click.progressbar(questions, label="Asking", file=sys.stderr, show_pos=True) as bar:
+            for question in bar:
+                for way, ranked in zip(WAYS, await self._ranked(question), strict=True):
+                    measured.ranked[way].append(ranked)
+                measured.sure.append(await self._sure(question))
+        return measured
+
+    async def _ranked(self, question: Asked) -> list[list[str]]:
+        """Return the documents that each way finds, best first."""
+        # From here on the vectors are known, and no search goes without them on a busy machine.
+        vector, *_ = await self.embedder.queries([query.text for query in queries(question.messages)])
+        words, near = await self.index.search(READER, keywords(question.messages[-1:]), vector, DEPTH)
+        alone = [await self._read(*rankings) for rankings in ((words, {}), ({}, near), (words, near))]
+        found = [*alone, await self.retriever.search(READER, question.messages, k=PASSAGES)]
+        return [list(dict.fromkeys(each.passage.document_id for each in way)) for way in found]
+
+    async def _read(self, words: Ranking, near: Ranking) -> list[Found]:
+        ranked = fuse(words, near)[: PASSAGES * SPARE]
+        return by_document(found_in(await self.index.read(READER, [key for key, _ in ranked]), ranked))
+
+    async def _sure(self, question: Asked) -> float:
+        retrieved = await self.retriever.find(READER, question.messages, k=PASSAGES, tokens=TOKENS, threshold=0)
+        if retrieved.outcome == "unavailable":
+            raise SystemExit("Elasticsearch does not answer in time.")
+        return retrieved.confidence
+
+
+def _document(text: mtrag.Text) -> Document:
+    return Document(
+        document_id=text.passage_id, tenant=READER.tenant, user=READER.user, title=text.title, text=text.text
+    )
+
+
+def table(questions: Sequence[Asked], measured: Measured, threshold: float) -> str:
+    """Return all figures as text."""
+    lines = [
+        f"{'':30}{'all':^20}{'follow-ups':^20}",
+        f"{'':30}{'nDCG@5':>10}{'recall@5':>10}{'nDCG@5':>10}{'recall@5':>10}",
+    ]
+    places = [place for place, question in enumerate(questions) if question.relevant]
+    follow_ups = [place for place in places if questions[place].is_follow_up]
+    for way in WAYS:
+        cells = ""
+        for chosen in (places, follow_ups):
+            pairs = [(measured.ranked[way][place], questions[place].relevant) for place in chosen]
+            cells += f"{fmean(ndcg(*pair) for pair in pairs):10.3f}{fmean(recall(*pair) for pair in pairs):10.3f}"
+        lines.append(f"{way:30}{cells}")
+    lines += ["", f"{len(places)} questions with relevant passages, {len(follow_ups)} of them follow-ups.", ""]
+    lines += _refusals(questions, measured.sure, threshold)
+    return "\n".join(lines)
+
+
+def _refusals(questions: Sequence[Asked], sure: Sequence[float], threshold: float) -> list[str]:
+    by: dict[str, list[float]] = {kind: [] for kind in get_args(Answerability)}
+    for question, each in zip(questions, sure, strict=True):
+        by[question.answerability].append(each)
+    refused, full, answered = by["unanswerable"], by["answerable"], by["answerable"] + by["partial"]
+    judged = [(s < threshold, True) for s in refused] + [(s < threshold, False) for s in answered]
+    precision, found = precision_recall([said for said, _ in judged], [true for _, true in judged])
+    wrongly = sum(s < threshold for s in full) / len(full)
+    against, with_partial = auc(full, refused), auc(answered, refused)
+    return [
+        f"Telling {len(refused)} unanswerable questions from {len(full)} answerable ones: AUC {against:.3f}.",
+        f"With {len(by['partial'])} partly answerable ones among these: AUC {with_partial:.3f}.",
+        f"At {threshold:g}: precision {precision:.2f}, recall {found:.2f}; {wrongly:.1%} of the answerable refused.",
+        f"{len(by['underspecified'])} underspecified ones are left out: passages answer what they may mean.",
+    ]
+
+
+@asynccontextmanager
+async def opened(settings: Settings, *, keep: bool) -> AsyncIterator[Bench]:
+    """Yield an index of its own, which is deleted in the end."""
+    async with open_elastic(settings) as elastic, open_embedders(settings) as embedders:
+        index = PassageIndex(elastic, f"evaluation-{token_hex(4)}-")
+        try:
+            yield Bench(Retriever(embedders, index, settings), index, embedders.of(settings.embedding_model))
+        finally:
+            if not keep:
+                for each in await index.indices():
+                    await index.drop(each.name)
+
+
+async def evaluate(settings: Settings, *, keep: bool) -> str:
+    """Return the table."""
+    benchmark = mtrag.load()
+    async with opened(settings, keep=keep) as bench:
+        speed = await bench.learn(benchmark.texts, Parsers(settings.document_bytes))
+        measured = await bench.ask(benchmark.questions)
+    text = table(benchmark.questions, measured, settings.threshold("headrace"))
+    return f"{text}\n\nLearned {speed:.0f} passages a second."
+
+
+def main() -> None:
+    """Evaluate, and print."""
+    parser = argparse.ArgumentParser(prog="python -m mlops.evaluate", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--keep", action="store_true", help="leave the index for a look at it")
+    keep = parser.parse_args().keep
+    with ExitStack() as stack:
+        if not os.environ.get("ELASTICSEARCH_URL"):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            os.environ |= stack.enter_context(Embedded(folder, only={"es"})).environ
+        print(asyncio.run(evaluate(Settings(), keep=keep)))
+
+
+if __name__ == "__main__":
+    main()

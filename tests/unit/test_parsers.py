@@ -1,0 +1,160 @@
+"""Every kind of file comes out as Markdown; a bad one as a sentence that says what to do, and nothing else happens."""
+
+import asyncio
+import io
+from typing import Any
+
+import pytest
+from pypdf import PageObject, PdfReader, PdfWriter
+
+from adapters import parsers, parsing_process
+from adapters.parsers import Parsers, Unreadable
+from domain.files import DOCX, media_type_in
+from tests.support.document_files import docx, pdf
+
+PDF = "application/pdf"
+MB = 1 << 20
+
+
+async def read(data: bytes, media_type: str, *, most_bytes: int = MB) -> str:
+    return (await Parsers(most_bytes).parse(data, media_type)).text
+
+
+def locked() -> bytes:
+    writer, file = PdfWriter(PdfReader(io.BytesIO(pdf("Secret"))).stream), io.BytesIO()
+    writer.encrypt("password", algorithm="RC4-128")
+    writer.write(file)
+    return file.getvalue()
+
+
+def locked_by_aes() -> bytes:
+    secrets = " ".join(f"/{name} <{'00' * size}>" for name, size in (("O", 48), ("U", 48), ("OE", 32), ("UE", 32)))
+    how = "/V 5 /R 6 /Length 256 /P -4 /CF << /StdCF << /CFM /AESV3 /Length 32 >> >> /StmF /StdCF /StrF /StdCF"
+    trailer = f"/Root 1 0 R /ID [<00> <00>] /Encrypt << /Filter /Standard {how} {secrets} /Perms <{'00' * 16}> >>"
+    return pdf("Secret").replace(b"/Root 1 0 R", trailer.encode())
+
+
+async def test_a_pdf_gives_the_text_of_its_pages() -> None:
+    assert await read(pdf("The wombat is\ncalled Gustav.", "Page two."), PDF) == (
+        "The wombat is\ncalled Gustav.\n\nPage two."
+    )
+
+
+async def test_a_word_document_keeps_headings_and_tables() -> None:
+    cells = "".join(f"<w:tc><w:p><w:r><w:t>{each}</w:t></w:r></w:p></w:tc>" for each in ("key", "value"))
+
+    assert await read(docx("Thirty days.", heading="Leave"), DOCX) == "# Leave\n\nThirty days."
+    assert "| key | value |" in await read(docx(body=f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>"), DOCX)
+
+
+async def test_a_page_gives_what_it_says_and_not_what_stands_around_it() -> None:
+    page = b"""<title>Leave</title><nav>Home</nav><script>alert(1)</script><style>p {}</style>
+        <main><h1>Leave</h1><p>Thirty <b>days</b>.</p><ul><li>a<li>b</ul></main><footer>Imprint</footer>"""
+
+    parsed = await Parsers(MB).parse(page, "text/html")
+
+    assert parsed.title == "Leave"
+    assert parsed.text.startswith("# Leave\n\nThirty **days**.")
+    assert not any(word in parsed.text for word in ("Home", "alert", "Imprint", "{}"))
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        ("Größe".encode(), "text/plain"),
+        ("Größe".encode("utf-8-sig"), "text/plain"),
+        ("Größe".encode("utf-16"), "text/plain"),
+        ("Größe".encode("cp1252"), "text/markdown"),
+        ('<meta charset="iso-8859-15"><p>Größe'.encode("iso-8859-15"), "text/html"),
+    ],
+)
+async def test_a_text_is_read_in_the_encoding_that_it_has(data: bytes, media_type: str) -> None:
+    assert await read(data, media_type) == "Größe"
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type", "why"),
+    [
+        (b"%PDF-1.7 and then nothing", PDF, "damaged.*Save it anew"),
+        (locked(), PDF, "password.*Save it without"),
+        (locked_by_aes(), PDF, "Save it without"),
+        (pdf("", ""), PDF, "no text, only images.*OCR"),
+        (b"PK\x03\x04 and then nothing", DOCX, "damaged.*Save it anew"),
+        (docx("x", padding=210 * MB), DOCX, "unpacks to more than 200 MB"),
+        (docx(body="<w:p>" * 50_000), DOCX, "cannot be read.*Save it anew"),
+        (b"MZ\x00\x01\x02", "text/plain", "no text, whatever its name says"),
+        (b" \n", "text/plain", "has no text"),
+        (b"x" * (MB + 1), "text/plain", "more than 1 MB of text"),
+        (b"x", "image/png", "image/png cannot be read"),
+    ],
+)
+async def test_a_bad_file_is_answered_with_what_to_do(data: bytes, media_type: str, why: str) -> None:
+    with pytest.raises(Unreadable, match=why):
+        await read(data, media_type)
+
+
+async def test_a_file_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsers, "SECONDS", 0.3)
+
+    with pytest.raises(Unreadable, match="not read within"):
+        await read(b"<p>" + b"a<b>c</b>" * 100_000, "text/html")
+
+
+def test_a_pdf_of_too_many_pages_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing_process, "PAGES", 2)
+
+    assert parsing_process.parse("pdf", pdf("one", "two")).text == "one\n\ntwo"
+    with pytest.raises(parsing_process.Unreadable, match=r"3 pages\. At most 2 are read: divide it"):
+        parsing_process.parse("pdf", pdf("one", "two", "three"))
+
+
+def test_half_a_character_which_no_encoding_has_spoils_no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageObject, "extract_text", lambda _: "half \ud800")  # of a font that maps to it
+
+    assert parsing_process.parse("pdf", pdf("text")).text == "half ?"
+
+
+async def test_a_file_that_takes_too_much_memory_ends_its_own_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = "import adapters.parsing_process as it; it.MEMORY_BYTES = 200 << 20; it.CPU_SECONDS = 20; it.main()"
+    start = asyncio.create_subprocess_exec
+
+    async def with_less(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        return await start(command[0], "-c", limited, *command[3:], **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", with_less)
+
+    with pytest.raises(Unreadable, match=r"too much memory.*Divide it"):
+        await read(b"<b></b>" * 10 * MB, "text/html")
+    assert await read(b"text", "text/plain") == "text"
+
+
+async def test_the_process_that_reads_a_file_is_given_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    given: dict[str, str] = {}
+    start = asyncio.create_subprocess_exec
+
+    async def spy(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        given.update(options["env"])
+        return await start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spy)
+
+    assert await read(b"text", "text/plain") == "text"
+    assert given
+    assert "OPENAI_API_KEY" not in given
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "found"),
+    [
+        (b"%PDF-1.7", "text/plain", PDF),
+        (b"<html>", PDF, None),
+        (b"PK\x03\x04", DOCX, DOCX),
+        (b"\xd0\xcf\x11\xe0", DOCX, None),
+        (b"text", "text/plain", "text/plain"),
+        (b"MZ\x00\x03", "text/plain", None),
+        ("text".encode("utf-16"), "text/plain", "text/plain"),
+    ],
+)
+def test_a_file_has_to_look_like_what_it_is_called(data: bytes, expected: str, found: str | None) -> None:
+    assert media_type_in(data, expected) == found
