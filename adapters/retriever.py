@@ -130,7 +130,7 @@ class Retriever:
         """Return what was found, best first, and what speaks for it."""
         asked = queries(messages)
         if not asked:
-            return [], Evidence("", {}, {}, ())
+            return [], Evidence("", {}, ())
         serving = await self._serving()
         vector = await self._vector(serving, asked) if serving else None
         of = serving.name if serving else ""
@@ -138,7 +138,7 @@ class Retriever:
         ranked = fuse(words, near)
         passages = await self._index.read(reader, [key for key, _ in ranked[: k * SPARE]])
         found = await self._reranked(asked[0].text, found_in(passages, ranked))
-        return found, Evidence(asked[0].text, words, near, found)
+        return found, Evidence(asked[0].text, near, found)
 
     async def _serving(self) -> Index | None:
         """Return the index that is searched."""

@@ -149,20 +149,18 @@ def within(found: Iterable[Found], *, count: int, tokens: int) -> list[Found]:
 
 # Logistic regression over what the best passages are like, on the questions of tests/data/mtrag that can and that
 # cannot be answered from its passages (`python -m mlops.evaluate`).
-NEARNESS_WEIGHT: Final = 7.4
-AGREEMENT_WEIGHT: Final = 0.8
-COVERAGE_WEIGHT: Final = 1.1
+NEARNESS_WEIGHT: Final = 4.0
+LEAD_WEIGHT: Final = 7.0
+COVERAGE_WEIGHT: Final = 1.2
 BIAS: Final = -3.4
-USUAL_AGREEMENT: Final = 0.4
-FEW: Final = 20
-"""Of fewer passages, that words and vectors agree says little."""
+USUAL_LEAD: Final = 0.2
+"""How much nearer the best passage is than the last of ``DEPTH``: where there are fewer, these do not tell."""
 
 
 class Evidence(NamedTuple):
-    """What a search brought: its rankings, and the best passages in their order."""
+    """What a search brought: the ranking by vectors, and the best passages in their order."""
 
     question: str
-    words: Ranking
     near: Ranking
     found: Sequence[Found]
 
@@ -175,9 +173,10 @@ def confidence(evidence: Evidence) -> float:
     coverage = _coverage(evidence.question, best)
     if not evidence.near:  # words alone have to tell
         return coverage
-    nearness = evidence.near.get(best[0].passage_id, min(evidence.near.values()))
-    agreement = _agreement(evidence.words, evidence.near)
-    speaks = NEARNESS_WEIGHT * nearness + AGREEMENT_WEIGHT * agreement + COVERAGE_WEIGHT * coverage + BIAS
+    last = min(evidence.near.values())
+    nearness = evidence.near.get(best[0].passage_id, last)
+    lead = nearness - last if len(evidence.near) >= DEPTH else USUAL_LEAD
+    speaks = NEARNESS_WEIGHT * nearness + LEAD_WEIGHT * lead + COVERAGE_WEIGHT * coverage + BIAS
     return 1 / (1 + exp(-speaks))
 
 
@@ -188,13 +187,6 @@ def _coverage(question: str, best: Sequence[Found]) -> float:
         return 1.0
     said = (words_in(f"{each.passage.title} {each.passage.path} {each.passage.text}") for each in best)
     return max(len(asked.intersection(words)) for words in said) / len(asked)
-
-
-def _agreement(words: Ranking, near: Ranking) -> float:
-    """Return how many of the best by words are among the best by vectors, as a share."""
-    if len(near) < FEW:
-        return USUAL_AGREEMENT
-    return len({*list(words)[:BEST]} & {*list(near)[:BEST]}) / BEST
 
 
 # -- words
@@ -257,7 +249,7 @@ def _cut(text: str, words: int) -> str:
 
 # -- what is asked
 
-LEAD: Final = re.compile(
+OPENING: Final = re.compile(
     r"^(?:(?:and|but|so|then|ok(?:ay)?|well|also|now|please|hi|hello|hey|yes|no|great|no worries|"
     r"thank(?:s| you)(?: (?:so|very) much| a lot)?|that(?:['’]s| is) (?:fine|ok(?:ay)?|great))[,!.\s]+)*",
     re.IGNORECASE,
@@ -307,7 +299,7 @@ def asks(utterance: str) -> bool:
 
     Not so greetings, thanks, what people tell of themselves, and things to be written or done.
     """
-    text = POLITELY.sub("", LEAD.sub("", " ".join(utterance.split()).strip("\"'“”„ ")))
+    text = POLITELY.sub("", OPENING.sub("", " ".join(utterance.split()).strip("\"'“”„ ")))
     if PERSONAL.search(text) or TASK.match(text) or SMALL_TALK.fullmatch(text) or not words_in(text):
         return False
     return bool(ASKING.match(text)) or text.endswith("?")

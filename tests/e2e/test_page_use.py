@@ -177,14 +177,14 @@ async def test_leaving_the_page_carries_a_deletion_out(open_page: OpenPage, serv
 
 
 async def test_an_example_fills_the_box_and_a_draft_outlives_a_reload(page: Page) -> None:
-    await page.get_by_role("button", name="Delivery in Kafka").click()
+    await page.get_by_role("button", name="Gaps in a table").click()
     field = page.get_by_label("Question", exact=True)
-    await expect(field).to_have_value(re.compile("exactly-once"))
+    await expect(field).to_have_value(re.compile("missing from a table"))
     await expect(field).to_be_focused()
 
     await page.reload()
 
-    await expect(field).to_have_value(re.compile("exactly-once"))
+    await expect(field).to_have_value(re.compile("missing from a table"))
 
 
 async def test_an_answer_and_a_code_block_can_be_copied(open_page: OpenPage, server: PageServer) -> None:

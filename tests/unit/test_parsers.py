@@ -2,8 +2,10 @@
 
 import asyncio
 import io
+import sys
 from typing import Any
 
+import psutil
 import pytest
 from pypdf import PageObject, PdfReader, PdfWriter
 
@@ -11,6 +13,7 @@ from adapters import parsers, parsing_process
 from adapters.parsers import Parsers, Unreadable
 from domain.files import DOCX, media_type_in
 from tests.support.document_files import docx, pdf
+from tests.support.model_client import until
 
 PDF = "application/pdf"
 MB = 1 << 20
@@ -126,6 +129,34 @@ async def test_a_file_that_takes_too_much_memory_ends_its_own_process_alone(monk
     with pytest.raises(Unreadable, match=r"too much memory.*Divide it"):
         await read(b"<b></b>" * 10 * MB, "text/html")
     assert await read(b"text", "text/plain") == "text"
+
+
+READS_A_FILE = """
+import asyncio
+from adapters.parsers import Parsers
+
+asyncio.run(Parsers(1 << 20).parse(b"<p>" + b"a<b>c</b>" * 1_000_000, "text/html"))
+"""
+
+
+async def test_the_process_that_reads_a_file_dies_with_a_worker_that_is_killed() -> None:
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", READS_A_FILE)
+    of_worker = psutil.Process(worker.pid)
+    await until(lambda: bool(of_worker.children()))
+    (reading,) = of_worker.children()
+    await until(lambda: reading.nice() > of_worker.nice())  # its limits are set
+    reading.suspend()  # so that it cannot come to its end by itself
+    worker.kill()
+    await worker.wait()
+
+    await until(lambda: not _lives(reading))
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_the_process_that_reads_a_file_is_given_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

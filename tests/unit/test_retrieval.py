@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from domain.knowledge import Found, Passage
 from domain.retrieval import (
-    BEST,
-    FEW,
+    DEPTH,
     WORDS_OF_ANSWER,
     WORDS_OF_QUESTION,
     Evidence,
@@ -22,6 +21,7 @@ from domain.retrieval import (
     distinct,
     fuse,
     is_follow_up,
+    keywords,
     queries,
     within,
 )
@@ -100,6 +100,23 @@ def test_a_later_question_is_searched_for_with_what_led_to_it() -> None:
     ]
 
 
+def test_words_are_those_of_the_last_question_and_a_little_of_the_one_before() -> None:
+    first, second = "How long are tokens kept?", "And what is it in the US, for chat.tokens.v1?"
+    (question, earlier) = keywords(said((USER, first), (ASSISTANT, "3 days"), (USER, "thanks!"), (USER, second)))
+
+    assert question == ("US, chat.tokens.v1?", 1.0)
+    assert earlier.text == "long tokens kept?"
+    assert 0 < earlier.weight < question.weight
+    assert keywords(said((USER, "what about it?"))) == [("what about it?", 1.0)]
+    assert keywords([]) == []
+
+
+def test_who_says_hello_first_asks_a_first_question() -> None:
+    messages = said((USER, "Hi"), (ASSISTANT, "Hello! What can I do for you?"), (USER, "Where is the log?"))
+
+    assert [query.text for query in queries(messages)] == ["Where is the log?"]
+
+
 def test_a_long_conversation_does_not_make_a_long_query() -> None:
     long = "word " * 10_000
     longest = max(len(query.text.split()) for query in queries(said((USER, long), (ASSISTANT, long), (USER, long))))
@@ -164,12 +181,10 @@ QUESTION = "Which port does the broker use?"
 TEXT = "The broker listens on port 9092."
 
 
-def evidence(near: float, text: str = TEXT, *, size: int = 2 * FEW, agree: int = BEST) -> Evidence:
-    """Evidence of a ranking with ``size`` passages; ``agree`` of the best are the best by words, too."""
-    names = ["best", *map(str, range(size - 1))]
-    ranking = {name: near - 0.001 * place for place, name in enumerate(names)}
-    words = dict.fromkeys([*names[:agree], *(f"word {n}" for n in range(BEST - agree))], 9.0)
-    return Evidence(QUESTION, words, ranking, [found("best", text)])
+def evidence(near: float, text: str = TEXT, *, size: int = DEPTH, lead: float = 0.2) -> Evidence:
+    """Evidence of a ranking of ``size`` passages, the best of which is ``lead`` nearer than the last."""
+    ranking = {"best": near} | {str(place): near - lead for place in range(size - 1)}
+    return Evidence(QUESTION, ranking, [found("best", text)])
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1))
@@ -179,30 +194,31 @@ def test_a_nearer_passage_is_never_less_sure(one: float, other: float) -> None:
     assert 0 <= confidence(evidence(low)) <= confidence(evidence(high)) <= 1
 
 
-def test_more_words_of_the_question_and_rankings_that_agree_are_more_sure() -> None:
+def test_more_words_of_the_question_and_a_greater_lead_are_more_sure() -> None:
     by_words = [confidence(evidence(0.4, text)) for text in ("Nothing.", "A broker.", TEXT)]
-    by_agreement = [confidence(evidence(0.4, agree=agree)) for agree in range(BEST + 1)]
+    by_lead = [confidence(evidence(0.4, lead=lead)) for lead in (0.0, 0.1, 0.3)]
 
     assert by_words == sorted(set(by_words))
-    assert by_agreement == sorted(set(by_agreement))
+    assert by_lead == sorted(set(by_lead))
 
 
 def test_where_nothing_was_found_nothing_is_sure() -> None:
-    assert confidence(Evidence(QUESTION, {}, {}, [])) == 0
+    assert confidence(Evidence(QUESTION, {}, [])) == 0
 
 
 def test_without_vectors_words_alone_tell() -> None:
     def sure(text: str) -> float:
-        return confidence(Evidence(QUESTION, {"best": 1.0}, {}, [found("best", text)]))
+        return confidence(Evidence(QUESTION, {}, [found("best", text)]))
 
     assert 0 == sure("Nothing.") < sure("A broker.") < sure(f"{TEXT} Use it.") <= 1
 
 
-def test_in_a_small_collection_agreement_does_not_count() -> None:
-    few = [confidence(evidence(0.4, size=FEW - 1, agree=agree)) for agree in range(BEST + 1)]
+def test_in_a_small_collection_it_does_not_count_how_near_the_others_are() -> None:
+    few = [confidence(evidence(0.4, size=DEPTH - 1, lead=lead)) for lead in (0.0, 0.1, 0.3)]
 
     assert len(set(few)) == 1
-    assert confidence(evidence(0.9, size=1)) > 0.5 > confidence(evidence(0.0, size=1))
+    assert confidence(evidence(0.9, size=1)) > 0.9
+    assert confidence(evidence(0.0, size=1)) < 0.4
 
 
 def test_a_passage_that_only_words_found_is_as_far_as_the_last_one() -> None:

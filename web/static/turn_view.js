@@ -80,7 +80,6 @@ export class TurnView {
   update() {
     const working = inWork(this.turn) && !this.turn.error;
     this.element.dataset.status = this.turn.status;
-    this.#part("answer").setAttribute("aria-busy", String(working));
     if (!this.turn.lost) this.#lostSince = 0;
     else this.#lostSince ||= Date.now();
     if (this.turn.seen !== this.#seen) this.#heardAt = Date.now();
@@ -91,6 +90,18 @@ export class TurnView {
     this.#showSources(working);
     this.#showFooter(working);
     this.#render();
+    this.#showBusy();
+  }
+
+  /** An answer is busy until all of it is on the screen. */
+  #showBusy() {
+    const working = inWork(this.turn) && !this.turn.error;
+    this.#part("answer").setAttribute("aria-busy", String(working || this.#wanted !== this.#rendered));
+  }
+
+  /** What is to be on the screen, as far as Markdown makes it. */
+  get #wanted() {
+    return `${inWork(this.turn)}${this.turn.answer}`;
   }
 
   remove() {
@@ -105,16 +116,16 @@ export class TurnView {
     this.#frame = requestAnimationFrame(() => {
       const began = performance.now();
       const growing = inWork(this.turn);
-      const wanted = `${growing}${this.turn.answer}`;
-      if (wanted !== this.#rendered) {
-        this.#rendered = wanted;
+      if (this.#wanted !== this.#rendered) {
+        this.#rendered = this.#wanted;
         this.answer.update(this.turn.answer, growing);
         this.#part("prose").classList.toggle("growing", growing);
       }
+      this.#showBusy();
       const rest = (performance.now() - began) / RENDER_SHARE;
       setTimeout(() => {
         this.#frame = 0;
-        if (`${inWork(this.turn)}${this.turn.answer}` !== this.#rendered) this.#render();
+        if (this.#wanted !== this.#rendered) this.#render();
       }, rest);
     });
   }
