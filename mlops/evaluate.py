@@ -30,8 +30,8 @@ from adapters.passage_index import PassageIndex, found_in, keyed
 from adapters.retriever import SPARE, Retriever
 from config.settings import Settings
 from deploy.embedded import Embedded
-from domain.knowledge import Found, Reader
-from domain.retrieval import DEPTH, Ranking, by_document, fuse, keywords, queries
+from domain.knowledge import Reader
+from domain.retrieval import DEPTH, by_document, fuse, keywords, queries
 from mlops import mtrag
 from mlops.mtrag import Answerability, Asked
 from mlops.scores import auc, ndcg, precision_recall, recall
@@ -94,13 +94,11 @@ class Bench:
         # From here on the vectors are known, and no search goes without them on a busy machine.
         vector, *_ = await self.embedder.queries([query.text for query in queries(question.messages)])
         words, near = await self.index.search(READER, keywords(question.messages[-1:]), vector, DEPTH)
-        alone = [await self._read(*rankings) for rankings in ((words, {}), ({}, near), (words, near))]
-        found = [*alone, await self.retriever.search(READER, question.messages, k=PASSAGES)]
+        best = [fuse(*rankings)[: PASSAGES * SPARE] for rankings in ((words, {}), ({}, near), (words, near))]
+        passages = await self.index.read(READER, list({key for ranked in best for key, _ in ranked}))
+        found = [by_document(found_in(passages, ranked)) for ranked in best]
+        found.append(await self.retriever.search(READER, question.messages, k=PASSAGES))
         return [list(dict.fromkeys(each.passage.document_id for each in way)) for way in found]
-
-    async def _read(self, words: Ranking, near: Ranking) -> list[Found]:
-        ranked = fuse(words, near)[: PASSAGES * SPARE]
-        return by_document(found_in(await self.index.read(READER, [key for key, _ in ranked]), ranked))
 
     async def _sure(self, question: Asked) -> float:
         retrieved = await self.retriever.find(READER, question.messages, k=PASSAGES, tokens=TOKENS, threshold=0)

@@ -67,6 +67,19 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.partitions, settings.auth, settings.frame_ms) == (32, "dev", 7.5)
 
 
+def test_a_model_may_have_a_threshold_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().threshold("headrace") == Settings().threshold("any") > 0
+
+    monkeypatch.setenv("HEADRACE_REFUSAL_THRESHOLD", "0.3, careful=1, org/model-2=0")
+    settings = Settings()
+    assert [settings.threshold(name) for name in ("headrace", "careful", "org/model-2")] == [0.3, 1, 0]
+
+
+@pytest.mark.parametrize("value", ["", "a lot", "1.5", "-0.1", "nan", "careful=0.3", "0.3,careful=", "0.3;0.4"])
+def test_a_threshold_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    assert "HEADRACE_REFUSAL_THRESHOLD" in refusal(monkeypatch, HEADRACE_REFUSAL_THRESHOLD=value)
+
+
 def test_a_variable_is_named_after_its_field_unless_other_programs_use_it_too() -> None:
     names = {variable(field) for field in Settings.model_fields}
 
