@@ -273,7 +273,7 @@ class Settings(BaseSettings):
         1536, description="Most model tokens that these take of HEADRACE_CONTEXT_TOKENS; half of it at most."
     )
     refusal_threshold: str = Field(
-        "0.6",
+        "0.5",
         description="How likely it has to be, from 0 to 1, that the passages which were found answer a question; else"
         " the answer is that the documents do not. 0: never. With others for models by their name:"
         " `0.3,gpt-large=0.1`.",

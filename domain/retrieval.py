@@ -303,17 +303,3 @@ def asks(utterance: str) -> bool:
     if PERSONAL.search(text) or TASK.match(text) or SMALL_TALK.fullmatch(text) or not words_in(text):
         return False
     return bool(ASKING.match(text)) or text.endswith("?")
-
-
-FOLLOWS: Final = re.compile(
-    r"\b(?:it|its|they|them|their|he|she|him|his|her|this|that|these|those|there|then|one|ones|former|latter|same|"
-    r"another|else|more|instead)\b|^(?:and|but|so|or|why|how so|what about|how about|what else|ok(?:ay)?|yes|no)\b",
-    re.IGNORECASE,
-)
-SHORT: Final = 4
-
-
-def is_follow_up(messages: Messages) -> bool:
-    """Return whether the last question needs those before it to be understood. In doubt it does."""
-    asked = [text for message in messages if message.get("role") == "user" and (text := _text(message))]
-    return len(asked) > 1 and (bool(FOLLOWS.search(asked[-1])) or len(asked[-1].split()) <= SHORT)

@@ -1,6 +1,5 @@
 """Two rankings become one order, whatever their scales; and it is told what asks, and how sure its passages are."""
 
-from collections.abc import Sequence
 from math import isclose, sqrt
 
 import pytest
@@ -20,7 +19,6 @@ from domain.retrieval import (
     confidence,
     distinct,
     fuse,
-    is_follow_up,
     keywords,
     queries,
     within,
@@ -323,20 +321,3 @@ def test_a_question_is_one(text: str) -> None:
 @pytest.mark.parametrize("text", NO_QUESTIONS)
 def test_what_no_document_would_know_is_no_question(text: str) -> None:
     assert not asks(text)
-
-
-FIRST = (USER, "How does the archive close windows?")
-
-
-@pytest.mark.parametrize(
-    "text", ["And why?", "How long does it take?", "What about turns?", "ok, what else?", "the port", "Is that so?"]
-)
-def test_what_needs_the_question_before_it_follows_it(text: str) -> None:
-    assert is_follow_up(said(FIRST, (ASSISTANT, "By ticks."), (USER, text)))
-    assert not is_follow_up(said((USER, text)))  # where there is none, nothing is followed
-
-
-def test_a_question_that_says_all_it_means_follows_none() -> None:
-    messages: Sequence[dict[str, object]] = said(FIRST, (ASSISTANT, "x"), (USER, "How do workers claim a new turn?"))
-
-    assert not is_follow_up(messages)
