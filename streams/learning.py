@@ -3,7 +3,8 @@
 The records are read from the log by the owner of their partition, as the archive's are, and not handled as events: a
 file of megabytes and a minute of work must hold up neither a rebalance nor an answer. **What is noted as the progress
 is learned**: passages are in the index, and can be found, before the progress moves past their document. It lives in
-Elasticsearch beside them, so an index that is lost is learned anew.
+Elasticsearch beside them, so an Elasticsearch that is lost is learned anew. (An index of passages that is lost alone is
+not: what was learned stays noted. `reindex` fills another one.)
 
 To learn a document again changes what changed: a passage's id is made of its text and its place, so those that stay are
 not embedded again. Of several records of a document in one batch the last one counts; and a worker that has lost the
