@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from agents.ground import HEADRACE, Seed, has_begun, is_bare, seed
+from agents.ground import HEADRACE, Seed, citations_in, has_begun, is_bare, seed
 from config import metrics
 from domain import reasons
 from domain.answer_cache import Source
@@ -128,8 +128,8 @@ class Answer:
             await self.wait(seconds)
 
     async def seeded(self) -> Seed:
-        """Return what the answer grows from; the same for every attempt."""
-        if self.seed is None:
+        """Return what the answer grows from: the same for every attempt, unless another worker was first."""
+        if self.seed is None or (has_begun(self.logged) and self.seed.citations != citations_in(self.logged)):
             self.model = await model_for(self.question)
             self.seed = await seed(self.question, self.logged, self.model)
         return self.seed

@@ -7,7 +7,8 @@ import pytest
 
 from domain.grounding import NOT_ANSWERED, WITHOUT_DOCUMENTS
 from domain.knowledge import Citation, Found, Passage, Reader, Retrieved
-from tests.support.answering import answering
+from domain.tokens import Token
+from tests.support.answering import TURN, answering
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import Script, expected_answer
 
@@ -76,6 +77,28 @@ async def test_another_worker_reads_the_passages_from_the_log(monkeypatch: pytes
         assert (turn.text, end.retrieval) == (said(), "found")
         assert turn.retriever.asked == []
         assert "From the log." in str(server.requests[0]["messages"])
+
+
+async def test_who_is_overtaken_while_it_searches_goes_on_with_the_passages_of_who_was_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = expected_answer(QUESTION)
+    given = msgspec.json.encode([Citation(1, "d", "Manual", "", "From the log.")]).decode()
+    async with (
+        ModelServer() as server,
+        answering(monkeypatch, [server.base_url], QUESTION, retrieved=[FOUND]) as turn,
+    ):
+        turn.log.overtaking["claim"] = [
+            Token(TURN, 1, 0, "claim", "{}"),
+            Token(TURN, 1, 1, "citations", given),
+            Token(TURN, 1, 2, "token", tokens[0]),
+        ]
+        await turn.run()
+
+        assert turn.text == said()
+        assert turn.kinds.count("citations") == 1
+        assert "From the log." in str(server.requests[-1]["messages"])
+        assert "Passage number 2." not in str(server.requests[-1]["messages"])
 
 
 async def test_a_mark_of_a_passage_that_was_not_given_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
