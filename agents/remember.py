@@ -35,7 +35,7 @@ _asking = asyncio.Semaphore(MODELS_AT_ONCE)
 @app.agent(app.raw_topic(app.topics_of.turns))
 async def propose(stream: Any) -> None:
     """Publish what each finished turn's question tells of its user, to the user's own partition."""
-    await handle_each(app, stream, Turn, propose_of)
+    await handle_each(app, stream, Turn, propose_of, is_owner=False)  # agents/close.py is
 
 
 @app.agent(app.raw_topic(app.topics_of.memory_changes))

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 
 from domain.backoff import pause
-from domain.errors import Rejected
+from domain.errors import BadRecord, Rejected
 from streams.patience import MAX_ATTEMPTS, may_pass
 from streams.records import Wire, decode
 from streams.turn_runner import Event
@@ -46,8 +46,13 @@ class App(Protocol):
         ...
 
 
-async def handle_each(app: App, stream: Any, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> None:
-    """Give each record of the stream, and its partition, to ``handle``, in order within a conversation."""
+async def handle_each(
+    app: App, stream: Any, kind: type[W], handle: Callable[[W, int], Awaitable[None]], *, is_owner: bool = True
+) -> None:
+    """Give each record of the stream, and its partition, to ``handle``, in order within a conversation.
+
+    A topic may have several such readers. What cannot be decoded is set aside once: by the one that ``is_owner``.
+    """
     stream = stream.noack()
     latest: dict[bytes, asyncio.Task[None]] = {}  # by conversation
     room = asyncio.Semaphore(AT_ONCE)
@@ -55,7 +60,7 @@ async def handle_each(app: App, stream: Any, kind: type[W], handle: Callable[[W,
     async def handle_next(event: Event, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
-        if await _handled(app, event, kind, handle):
+        if await _handled(app, event, kind, handle, is_owner=is_owner):
             await stream.ack(event)
 
     def leave(key: bytes, task: asyncio.Task[None]) -> None:
@@ -70,7 +75,9 @@ async def handle_each(app: App, stream: Any, kind: type[W], handle: Callable[[W,
             task.add_done_callback(partial(leave, event.key))
 
 
-async def _handled(app: App, event: Event, kind: type[W], handle: Callable[[W, int], Awaitable[None]]) -> bool:
+async def _handled(
+    app: App, event: Event, kind: type[W], handle: Callable[[W, int], Awaitable[None]], *, is_owner: bool
+) -> bool:
     """Return False if the event belongs to an older assignment by now, and so is delivered again."""
     message = event.message
     attempt = unforeseen = 0
@@ -81,6 +88,8 @@ async def _handled(app: App, event: Event, kind: type[W], handle: Callable[[W, i
             await handle(decode(event.value, kind), message.partition)
             return True
         except Rejected as error:
+            if isinstance(error, BadRecord) and not is_owner:
+                return True
             return await set_aside(app, event, error)
         except Exception as error:
             if may_pass(error):

@@ -96,7 +96,8 @@ async def test_a_conversation_survives_a_restart_and_is_rebuilt_from_its_changel
     turn = await client.ask(conversation, "remember this [tokens=5 pace=0]")
     await client.read(turn)
     await client.call("PATCH", f"/v1/conversations/{conversation}", {"title": "Kept"})
-    before = await client.call("GET", f"/v1/conversations/{conversation}")
+    while (before := await client.call("GET", f"/v1/conversations/{conversation}"))["turns"][0]["last_event_id"]:
+        await asyncio.sleep(0.05)  # the turn has ended, and is not in the conversation's row yet
     assert before["title"] == "Kept"
 
     await worker.terminate()
