@@ -20,7 +20,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from adapters.librdkafka import Complaints, client_config, consumer_config
+from adapters.librdkafka import Complaints, client_config, consumer_config, offsets_for_times
 from adapters.rocksdb import Database, Origin
 from config import metrics
 from domain.errors import LogUnavailable
@@ -240,7 +240,9 @@ class Changelogs:
             replica, error = replicas[message.topic() or "", message.partition() or 0], message.error()
             offset = message.offset() or 0
             if error is None:
-                changes = changed.setdefault(replica, Changes(Fence(replica.database.epoch)))
+                changes = changed.get(replica)
+                if changes is None:
+                    changes = changed[replica] = Changes(Fence(replica.database.epoch))
                 self._take(replica, message, changes)
                 replica.position = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -279,7 +281,8 @@ class Changelogs:
         elif key != CLAIM_KEY:
             rows = self._row(replica, message)
             changes.rows.extend(rows)
-            changes.fenced.difference_update(key for key, _ in rows)
+            if changes.fenced:
+                changes.fenced.difference_update(key for key, _ in rows)
 
     def _row(self, replica: Replica, message: Message) -> Sequence[tuple[bytes, bytes | None]]:
         """Return the message as a row; nothing if it is none, once it has been set aside."""
@@ -297,10 +300,7 @@ class Changelogs:
 
     def _offsets(self, replicas: Sequence[Replica], end: int) -> dict[tuple[str, int], int]:
         asked = [TopicPartition(replica.topic, replica.partition, end) for replica in replicas]
-        answers = self._open().offsets_for_times(asked, ASK_SECONDS)
-        for answer in answers:
-            if answer.error is not None:
-                raise KafkaException(answer.error)
+        answers = offsets_for_times(self._open(), asked, ASK_SECONDS, self._cancelled.wait)
         return {(answer.topic, answer.partition): answer.offset for answer in answers}
 
     def _open(self) -> Consumer:

@@ -6,14 +6,20 @@ and writes to stderr on its own; here one line a kind and ten seconds goes out, 
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 log = structlog.get_logger(__name__)
 
 QUIET_SECONDS: Final = 10.0
+# Leaders are looked for anew after so long without offsets. The last try, on a slow network, has half of the patience.
+TRY_SECONDS: Final = 1.0
+TRY_PAUSE_SECONDS: Final = 0.1
+
+OnError = Callable[[KafkaError], None]
 
 
 class Complaints:
@@ -38,7 +44,69 @@ class Complaints:
         log.warning("kafka complained", client=self._client, error=kind, reason=error.str(), left_out=left_out)
 
 
-def client_config(bootstrap: str, complaints: Complaints, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+class LeaderLook:
+    """Says when to ask who leads the partitions now: for a while after each complaint about a broker.
+
+    Left to itself librdkafka asks once a second, and a consumer moves to the new leader with the second answer only.
+    Any answer to `list_topics` moves all its partitions.
+    """
+
+    SECONDS: Final = 0.1
+    """Between two questions, and what one may take."""
+    LASTS: Final = 15.0
+
+    def __init__(self, complaints: OnError, clock: Callable[[], float] = time.monotonic) -> None:
+        self._complaints = complaints
+        self._clock = clock
+        self._until = self._asked = float("-inf")
+
+    def complained(self, error: KafkaError) -> None:
+        """Pass a complaint on, and look from now on."""
+        self._until = self._clock() + self.LASTS
+        self._complaints(error)
+
+    def due(self) -> bool:
+        """Return whether to ask, which is then taken as done."""
+        now = self._clock()
+        if now >= self._until or now - self._asked < self.SECONDS:
+            return False
+        self._asked = now
+        return True
+
+    def ask(self, client: Consumer | Producer, topic: str) -> None:
+        """Ask; blocks for up to `SECONDS`."""
+        with suppress(KafkaException):  # whom it asked may be who is away
+            client.list_topics(topic, timeout=self.SECONDS)
+
+
+def offsets_for_times(
+    consumer: Consumer, asked: list[TopicPartition], patience: float, give_up: Callable[[float], bool]
+) -> list[TopicPartition]:
+    """Return what a consumer's method of this name does; raises `KafkaException` after so many seconds at the latest.
+
+    librdkafka asks the leaders that it has heard of, again and again: a dead broker until the time is over, and
+    a topic that it met before it had leaders never. So they are looked for anew between two tries. ``give_up`` is
+    called with a pause to wait for, and says whether to go on at all.
+    """
+    deadline = time.monotonic() + patience
+    while (left := deadline - time.monotonic()) > patience / 2:
+        try:
+            return _without_errors(consumer.offsets_for_times(asked, min(TRY_SECONDS, left)))
+        except KafkaException:
+            if give_up(TRY_PAUSE_SECONDS):
+                raise
+            consumer.list_topics(timeout=max(TRY_PAUSE_SECONDS, deadline - time.monotonic()))
+    return _without_errors(consumer.offsets_for_times(asked, left))
+
+
+def _without_errors(answers: list[TopicPartition]) -> list[TopicPartition]:
+    for answer in answers:
+        if answer.error is not None:
+            raise KafkaException(answer.error)
+    return answers
+
+
+def client_config(bootstrap: str, complaints: OnError, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return what a producer and a consumer have in common. ``extra`` wins: security options, or a test's."""
     return {
         "bootstrap.servers": bootstrap,
@@ -53,7 +121,7 @@ def client_config(bootstrap: str, complaints: Complaints, extra: Mapping[str, An
     }
 
 
-def consumer_config(bootstrap: str, complaints: Complaints, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def consumer_config(bootstrap: str, complaints: OnError, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the options of a consumer without a group: it is told partitions and offsets, and commits nothing."""
     return client_config(
         bootstrap,

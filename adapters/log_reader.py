@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from adapters.changelog import topic_ids
-from adapters.librdkafka import Complaints, consumer_config
+from adapters.librdkafka import Complaints, consumer_config, offsets_for_times
 from domain.errors import LogUnavailable
 
 T = TypeVar("T")
@@ -86,8 +86,8 @@ class LogReader:
             return result is not None
 
         def look(consumer: Consumer, cancelled: threading.Event) -> None:
-            start = self._offsets(consumer, topic, {partition: at_ms})[partition]
-            end = self._offsets(consumer, topic, {partition: END})[partition]
+            start = self._offsets(consumer, topic, {partition: at_ms}, cancelled)[partition]
+            end = self._offsets(consumer, topic, {partition: END}, cancelled)[partition]
             self._scan(consumer, TopicPartition(topic, partition, start), end, visit, cancelled)
 
         await self._run(look)
@@ -137,12 +137,12 @@ class LogReader:
     async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Return for each partition the offset that its next record will have."""
         times = dict.fromkeys(partitions, END)
-        return await self._run(lambda consumer, _: self._offsets(consumer, topic, times))
+        return await self._offsets_at(topic, times)
 
     async def beginnings(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Return for each partition the first offset that the log still has."""
         times = dict.fromkeys(partitions, BEGINNING)
-        return await self._run(lambda consumer, _: self._offsets(consumer, topic, times))
+        return await self._offsets_at(topic, times)
 
     async def since(self, topic: str, partitions: Iterable[int], at_ms: int) -> dict[int, int]:
         """Return for each partition its first record of a time in Unix ms or later; its end where there is none.
@@ -150,7 +150,7 @@ class LogReader:
         Kafka's timestamps are those of the writers' clocks, so it is the first of a minute earlier.
         """
         times = dict.fromkeys(partitions, max(0, at_ms - FIND_WITHIN_MS))
-        found = await self._run(lambda consumer, _: self._offsets(consumer, topic, times))
+        found = await self._offsets_at(topic, times)
         ends = await self.ends(topic, times)
         return {partition: offset if offset >= 0 else ends[partition] for partition, offset in found.items()}
 
@@ -205,16 +205,20 @@ class LogReader:
         consumer: Consumer = self._own.consumer
         return consumer
 
-    def _offsets(self, consumer: Consumer, topic: str, times: Mapping[int, int]) -> dict[int, int]:
+    async def _offsets_at(self, topic: str, times: Mapping[int, int]) -> dict[int, int]:
+        return await self._run(lambda consumer, cancelled: self._offsets(consumer, topic, times, cancelled))
+
+    def _offsets(
+        self, consumer: Consumer, topic: str, times: Mapping[int, int], cancelled: threading.Event
+    ) -> dict[int, int]:
         """Return for each partition its first offset at or after a time in ms.
 
         For the time `END` that is the end of the partition; -1 where no record is that late.
         """
         asked = [TopicPartition(topic, partition, at) for partition, at in times.items()]
-        answers = consumer.offsets_for_times(asked, self._patience)
-        for answer in answers:
-            if answer.error is not None:
-                raise KafkaException(answer.error)
+        answers = offsets_for_times(
+            consumer, asked, self._patience, lambda pause: cancelled.is_set() or self._closing.wait(pause)
+        )
         return {answer.partition: answer.offset for answer in answers}
 
     def _scan(

@@ -1,16 +1,21 @@
 """Knows which turns this worker's tail has seen, and from which offset on it has seen all of each.
 
-The tail follows the partitions that the worker owns and those that readers need. A turn that it saw from its
+A tail follows the partitions that the worker owns and those that readers need. A turn that it saw from its
 first record on is simply there. Of any other, what is missing is read back from the log once, for all who
 want it; what the tail brings meanwhile waits behind it. So every reader folds the same records in the same order.
 
 What is complete. The tail has every record of a partition from ``floor`` on: the offset where it began, raised
 past the last record of every turn that was forgotten to save memory. A turn is created with that floor as its
 ``since``, keeps it while it lives, and lacks only records before it.
+
+What this worker wrote. A frame that Kafka has acknowledged at the very offset up to which the log was read here is
+the log's next record, so it is taken without being read: nothing can stand before it that is not known. Behind a
+record of somebody else's, it waits until the tail has brought that. So owned partitions have a patient tail, which
+fetches large and seldom, and only what others wrote depends on it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, Protocol
@@ -27,6 +32,7 @@ from domain.tokens import Fold, Token
 
 log = structlog.get_logger(__name__)
 
+OnBatch = Callable[[Batch], None]
 OnBadFrame = Callable[[int, int, bytes, str], None]
 
 # Long enough for a browser to come back after a dropped connection without reading the log.
@@ -37,6 +43,8 @@ MAX_TOKENS: Final = 300_000
 SWEEP_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.5
+# Frames of a partition that wait for the tail. Beyond it the tail brings them, too.
+MAX_AHEAD: Final = 2_000
 
 
 class Tail(Protocol):
@@ -59,7 +67,18 @@ class Log(Protocol):
 class _Place:
     """A followed partition. ``position``: the next offset to be read."""
 
-    __slots__ = ("floor", "partition", "position", "readers", "ready", "turns", "unwanted_at", "waiters")
+    __slots__ = (
+        "ahead",
+        "floor",
+        "partition",
+        "position",
+        "readers",
+        "ready",
+        "tail",
+        "turns",
+        "unwanted_at",
+        "waiters",
+    )
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
@@ -70,10 +89,18 @@ class _Place:
         self.unwanted_at = 0.0
         self.turns: dict[str, LoggedTurn] = {}
         self.waiters: list[tuple[int, asyncio.Future[None]]] = []
+        # Whoever reads it; and what this worker wrote behind what was read, by offset, in order.
+        self.tail: Tail | None = None
+        self.ahead: dict[int, Sequence[Token]] = {}
 
     def begin(self, offset: int) -> None:
         self.position = self.floor = offset
         self.ready.set()
+
+    def leave(self) -> None:
+        if self.tail is not None:
+            self.tail.leave(self.partition)
+            self.tail = None
 
     def turn(self, turn_id: str, now: float) -> LoggedTurn:
         turn = self.turns.get(turn_id)
@@ -92,7 +119,7 @@ class _Place:
         for _, waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(LogUnavailable(why))
-        self.turns, self.waiters = {}, []
+        self.turns, self.waiters, self.ahead = {}, [], {}
 
     def wake(self) -> None:
         waiting = []
@@ -113,7 +140,7 @@ class TokenHub:
         self,
         topic: str,
         log_reader: Log,
-        open_tail: Callable[[Callable[[Batch], None]], Tail],
+        open_tail: Callable[[OnBatch, bool], Tail],
         *,
         on_bad_frame: OnBadFrame,
         keep_turn: float = KEEP_TURN_SECONDS,
@@ -132,7 +159,7 @@ class TokenHub:
         self._starting: asyncio.Task[None] | None = None
         self._reading: dict[LoggedTurn, asyncio.Task[None]] = {}
         self._closed = False
-        self._tail = open_tail(self.take)
+        self._eager, self._patient = open_tail(self.take, False), open_tail(self.take, True)
         self._sweeper = self._loop.create_task(self._sweep_for_ever(), name="token-hub-sweep")
 
     async def own(self, partitions: Collection[int]) -> None:
@@ -145,6 +172,10 @@ class TokenHub:
             if partition in self._places:
                 self._places[partition].unwanted_at = now
         self._owned = frozenset(partitions)
+        moved = [place for place in self._places.values() if place.tail not in {None, self._tail_of(place.partition)}]
+        for place in moved:
+            place.leave()
+        self._follow({place.partition: place.position for place in moved})
         for place in [self._place(partition) for partition in partitions]:
             await self._ready(place)
 
@@ -195,22 +226,25 @@ class TokenHub:
                 continue
             if read.offset < place.position:
                 continue
-            for token in read.tokens:
-                turn = place.turns.get(token.turn_id) or place.turn(token.turn_id, now)
-                turn.take(token)
-                turn.last = read.offset
-                touched.add(turn)
-            place.position = read.offset + 1
+            _take_record(place, read.offset, read.tokens, now, touched)
             places.add(place)
             if read.reason:
                 self._bad(read.partition, read.offset, read.raw, read.reason)
-        for turn in touched:
-            turn.touched = now
-            turn.count_dropped()
-            turn.wake()
         for place in places:
-            if place.waiters:
-                place.wake()
+            _catch_up(place, now, touched)
+        _wake(touched, places, now)
+
+    def wrote(self, partition: int, offset: int, tokens: Sequence[Token]) -> None:
+        """Take a frame of this worker's own that Kafka has acknowledged, as soon as all before it has been read."""
+        place = self._places.get(partition)
+        if place is None or not place.ready.is_set() or offset < place.position:
+            return
+        if len(place.ahead) >= MAX_AHEAD:
+            place.ahead.clear()
+        place.ahead[offset] = tokens
+        now, touched = self._loop.time(), set[LoggedTurn]()
+        _catch_up(place, now, touched)
+        _wake(touched, (place,), now)
 
     async def close(self) -> None:
         """Let all readers go with `LogUnavailable`, and join the tail."""
@@ -219,7 +253,7 @@ class TokenHub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._tail.close()
+        await asyncio.gather(self._eager.close(), self._patient.close())
         for place in self._places.values():
             place.cut_off("the token log is closed")
         self._places.clear()
@@ -267,12 +301,23 @@ class TokenHub:
             }
             for partition, end in started.items():
                 self._places[partition].begin(end)
-            self._tail.follow(started)
+            self._follow(started)
+
+    def _follow(self, positions: Mapping[int, int]) -> None:
+        by_tail: dict[Tail, dict[int, int]] = {}
+        for partition, position in positions.items():
+            tail = self._places[partition].tail = self._tail_of(partition)
+            by_tail.setdefault(tail, {})[partition] = position
+        for tail, theirs in by_tail.items():
+            tail.follow(theirs)
+
+    def _tail_of(self, partition: int) -> Tail:
+        return self._patient if partition in self._owned else self._eager
 
     def _start_again(self, place: _Place) -> None:
         """Take up a partition whose log lost our position: what is held of it may not be what the log has now."""
         log.error("token log was cut", partition=place.partition, position=place.position)
-        self._tail.leave(place.partition)
+        place.leave()
         place.cut_off("the log lost the place of its tail")
         self._start()
 
@@ -342,8 +387,7 @@ class TokenHub:
 
     def _leave(self, place: _Place) -> None:
         del self._places[place.partition]
-        if place.ready.is_set():
-            self._tail.leave(place.partition)
+        place.leave()
 
     def _unread(self) -> list[tuple[_Place, LoggedTurn]]:
         """Return the turns that nobody reads, those that have been silent longest first."""
@@ -354,6 +398,33 @@ class TokenHub:
             if not turn.readers and turn not in self._reading
         ]
         return sorted(unread, key=lambda one: one[1].touched)
+
+
+def _take_record(place: _Place, offset: int, tokens: Iterable[Token], now: float, touched: set[LoggedTurn]) -> None:
+    for token in tokens:
+        turn = place.turns.get(token.turn_id) or place.turn(token.turn_id, now)
+        turn.take(token)
+        turn.last = offset
+        touched.add(turn)
+    place.position = offset + 1
+
+
+def _catch_up(place: _Place, now: float, touched: set[LoggedTurn]) -> None:
+    """Take what this worker wrote right behind what has been read; forget what the tail has brought."""
+    while place.ahead and (offset := next(iter(place.ahead))) <= place.position:
+        tokens = place.ahead.pop(offset)
+        if offset == place.position:
+            _take_record(place, offset, tokens, now, touched)
+
+
+def _wake(touched: Iterable[LoggedTurn], places: Iterable[_Place], now: float) -> None:
+    for turn in touched:
+        turn.touched = now
+        turn.count_dropped()
+        turn.wake()
+    for place in places:
+        if place.waiters:
+            place.wake()
 
 
 class _Past:

@@ -1,19 +1,19 @@
 """The token log as the rest of the program sees it: write tokens to it, hold a turn, read a turn.
 
-Readers read only the log. What this worker writes comes back through its own tail, so that whatever is shown
-has been acknowledged by Kafka and no higher epoch stands before it: a crash cannot take it back.
+Readers read only the log, in its order: what a tail brings of it, and what this worker wrote right behind that, once
+Kafka has acknowledged it. So no higher epoch stands before anything that is shown, and a crash cannot take it back.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from adapters.log_reader import LogReader
 from adapters.logged_turn import LoggedTurn
-from adapters.token_hub import OnBadFrame, TokenHub
+from adapters.token_hub import OnBadFrame, OnBatch, TokenHub
 from adapters.token_producer import TokenProducer
-from adapters.token_tail import Batch, TokenTail
+from adapters.token_tail import TokenTail
 from domain.errors import Expired, LogUnavailable
 from domain.tokens import Token
 
@@ -34,7 +34,15 @@ class TokenLog:
         self.append = producer.append
         self.room = producer.room
         self.put = producer.put
-        self.until = hub.until
+
+    async def until(self, partition: int, offset: int) -> None:
+        """Wait until everything up to this offset of a partition has been read; see `TokenHub.until`.
+
+        One that is not known (-1, see `TokenProducer.put`) is below the partition's present end.
+        """
+        if offset < 0:
+            offset = await self._ask_end(partition) - 1
+        await self._hub.until(partition, offset)
 
     async def own(self, partitions: Collection[int]) -> None:
         """Follow these partitions because this worker answers in them; see `TokenHub.own`."""
@@ -124,17 +132,20 @@ async def open_token_log(
     ``kafka`` are further options of librdkafka, such as those of TLS.
     """
     async with AsyncExitStack() as stack:
-        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, kafka=kafka)
 
-        def open_tail(on_batch: Callable[[Batch], None]) -> TokenTail:
-            def take(batch: Batch) -> None:
-                # What the tail brings is mostly what this producer sent, so its acknowledgement is there too.
-                producer.serve()
-                on_batch(batch)
-
-            return TokenTail(bootstrap, topic, take, idle_pause=idle_fetch_pause_ms / 1000, kafka=kafka)
+        def open_tail(on_batch: OnBatch, patient: bool) -> TokenTail:
+            return TokenTail(
+                bootstrap,
+                topic,
+                on_batch,
+                patient=patient,
+                known=lambda partition: hub.position(partition) or 0,
+                idle_pause=idle_fetch_pause_ms / 1000,
+                kafka=kafka,
+            )
 
         hub = TokenHub(topic, log_reader, open_tail, on_bad_frame=on_bad_frame)
+        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, on_written=hub.wrote, kafka=kafka)
         stack.push_async_callback(hub.close)
         stack.push_async_callback(producer.close)
         token_log = TokenLog(topic, producer, hub, log_reader)

@@ -4,8 +4,9 @@ Kafka costs per record and request, not per token, so tokens of all turns of a p
 for each other. `append` runs ten thousand times a second and does as little as it can; what waits for Kafka
 (claims, ends) goes through `put`, at once.
 
-There is no thread for acknowledgements: one that woke the loop for every frame cost a quarter of the token path.
-They are taken when a frame is due, when the tail brings something (mostly that frame), and on a clock.
+Acknowledgements are taken when a frame is due, and every millisecond while frames are under way: a thread that woke
+the loop for every frame cost a quarter of the token path. It wakes the loop for a lone frame alone, where a
+millisecond is much and there is nothing else to do.
 
 Delivery. A frame that Kafka does not acknowledge in time may or may not be in the log. Everything of its
 partition that is unacknowledged then counts as lost, and the turns in it are shut: `append` and `put` raise
@@ -16,8 +17,9 @@ from what its tail shows is right in either case.
 
 import asyncio
 import math
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -25,7 +27,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from adapters.frames import encode
-from adapters.librdkafka import Complaints, client_config
+from adapters.librdkafka import Complaints, LeaderLook, client_config
 from config import metrics
 from domain.errors import LogUnavailable
 from domain.tokens import Token
@@ -43,9 +45,16 @@ DELIVERY_SECONDS: Final = 30.0
 # Shut turns that nobody claimed again (another worker did) are forgotten beyond this many a partition.
 MAX_SHUT: Final = 10_000
 # How often librdkafka is asked what happened, if nobody else does: while frames are under way, and otherwise.
-BUSY_SECONDS: Final = 0.004
+BUSY_SECONDS: Final = 0.001
 IDLE_SECONDS: Final = 0.25
+# With no more tokens than this under way, a thread waits for their acknowledgement, and for so long.
+LONE_TOKENS: Final = 2
+LISTEN_SECONDS: Final = 0.02
 CLOSE_SECONDS: Final = 0.5
+
+
+OnWritten = Callable[[int, int, Sequence[Token]], None]
+"""Called with each frame that Kafka has taken: its partition, its offset there, its tokens."""
 
 
 class _Frame:
@@ -91,15 +100,19 @@ class TokenProducer:
         topic: str,
         *,
         frame_ms: float,
+        on_written: OnWritten = lambda *_: None,
         delivery_seconds: float = DELIVERY_SECONDS,
         kafka: Mapping[str, Any] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._topic = topic
         self._gap = frame_ms / 1000
+        self._on_written = on_written
+        self._look = LeaderLook(Complaints("token producer"))
+        self._looking: asyncio.Future[None] | None = None
         self._config = client_config(
             bootstrap,
-            Complaints("token producer"),
+            self._look.complained,
             {
                 "acks": "all",
                 "enable.idempotence": True,
@@ -120,6 +133,9 @@ class TokenProducer:
         self._closed = False
         self._busy = False
         self._clock = self._loop.call_later(IDLE_SECONDS, self._tick)
+        self._awaited = threading.Event()
+        self._listener = threading.Thread(target=self._listen, name="token-producer", daemon=True)
+        self._listener.start()
 
     def append(self, partition: int, token: Token) -> None:
         """Put a token into the partition's next frame.
@@ -147,6 +163,8 @@ class TokenProducer:
     async def put(self, partition: int, token: Token) -> int:
         """Write a token at once, behind everything appended to its partition before; return its offset.
 
+        It is -1 where Kafka had taken the frame before without our hearing of it, and does not tell where.
+
         Raises `LogUnavailable` if Kafka did not take it in time, or took it behind something that was lost.
         """
         lane = self._lanes.get(partition) or self._new_lane(partition)
@@ -164,11 +182,6 @@ class TokenProducer:
         self._loop.call_soon(self._send, lane)
         return await written
 
-    def serve(self) -> None:
-        """Take the acknowledgements that have come. Whoever is woken by Kafka anyway calls this, which is free."""
-        if not self._closed and self._producer.poll(0):
-            self._collect()
-
     async def close(self) -> None:
         """Send what is pending and give Kafka half a second for it. What it has not taken then is lost."""
         if self._closed:
@@ -177,11 +190,15 @@ class TokenProducer:
             self._send(lane)
         self._closed = True
         self._clock.cancel()
+        self._awaited.set()
+        await asyncio.to_thread(self._listener.join)
         await asyncio.to_thread(self._producer.flush, CLOSE_SECONDS)
         self._collect()
         for lane in self._lanes.values():
             self._lose(lane, "the worker is shutting down")
         self._producer.purge(blocking=False)
+        if self._looking is not None:
+            await asyncio.wait((self._looking,))
         await asyncio.to_thread(self._producer.close)
 
     # -- sending
@@ -211,7 +228,7 @@ class TokenProducer:
 
     def _due(self, lane: _Lane) -> None:
         lane.timer = None
-        self.serve()
+        self._serve()
         if not lane.frames:
             self._send(lane)
 
@@ -243,19 +260,35 @@ class TokenProducer:
     # -- delivery
 
     def _watch(self) -> None:
-        """Look for acknowledgements soon: none is due by any other way while the tail is silent."""
+        """Look for acknowledgements soon."""
+        if self._unacknowledged <= LONE_TOKENS:
+            self._awaited.set()
         self._clock.cancel()
         self._clock = self._loop.call_later(BUSY_SECONDS, self._tick)
         self._busy = True
 
+    def _listen(self) -> None:
+        while self._awaited.wait() and not self._closed:
+            self._awaited.clear()
+            if self._producer.poll(LISTEN_SECONDS):
+                self._loop.call_soon_threadsafe(self._collect)
+
+    def _serve(self) -> None:
+        """Take the acknowledgements that have come."""
+        if not self._closed and self._producer.poll(0):
+            self._collect()
+
     def _tick(self) -> None:
-        self.serve()
+        self._serve()
+        if (self._looking is None or self._looking.done()) and self._look.due():
+            self._looking = self._loop.run_in_executor(None, self._look.ask, self._producer, self._topic)
         self._busy = self._unacknowledged > 0
         self._clock = self._loop.call_later(BUSY_SECONDS if self._busy else IDLE_SECONDS, self._tick)
 
     def _delivered(self, frame: _Frame, error: KafkaError | None, message: Message) -> None:
-        """Note a delivery report. Runs inside librdkafka's poll, in another thread while it is flushed."""
-        self._reports.append((frame, error, -1 if error else message.offset() or 0))
+        """Note a delivery report. Runs inside librdkafka's poll, at times in another thread than the loop's."""
+        offset = None if error else message.offset()
+        self._reports.append((frame, error, -1 if offset is None else offset))
 
     def _collect(self) -> None:
         now = self._loop.time()
@@ -273,6 +306,8 @@ class TokenProducer:
         lane = frame.lane
         lane.frames.remove(frame)
         self._unacknowledged -= len(frame.tokens)
+        if offset >= 0:
+            self._on_written(lane.partition, offset, frame.tokens)
         for waiter in frame.waiters:
             if not waiter.done():
                 waiter.set_result(offset)

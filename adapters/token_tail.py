@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from adapters.frames import decode
-from adapters.librdkafka import Complaints, consumer_config
+from adapters.librdkafka import Complaints, LeaderLook, consumer_config
 from domain.errors import BadRecord
 from domain.tokens import Token
 
@@ -24,6 +24,9 @@ BATCH: Final = 500
 POLL_SECONDS: Final = 0.05
 # The same: a partition is fetched from when the fetch before it was added comes back. It delays no record.
 FETCH_WAIT_MS: Final = 100
+# A patient tail gets what has come in this time in one piece, unless it is more than that.
+PATIENT_WAIT_MS: Final = 50
+PATIENT_BYTES: Final = 1 << 20
 # Batches that the loop has not taken yet. Beyond it the thread waits, so that they grow instead of piling up.
 MAX_WAITING: Final = 16
 
@@ -48,7 +51,11 @@ Batch = list[Read | Cut]
 
 
 class TokenTail:
-    """The thread and its consumer. ``on_batch`` runs on the loop."""
+    """The thread and its consumer. ``on_batch`` runs on the loop.
+
+    ``patient``: records may come some ten milliseconds later, many at once. ``known`` tells, in the thread, the offset
+    of a partition below which they need not come at all.
+    """
 
     def __init__(
         self,
@@ -56,21 +63,26 @@ class TokenTail:
         topic: str,
         on_batch: Callable[[Batch], None],
         *,
+        patient: bool = False,
+        known: Callable[[int], int] = lambda _: 0,
         idle_pause: float = 0.0,
         kafka: Mapping[str, Any] | None = None,
     ) -> None:
+        self._known = known
         self._loop = asyncio.get_running_loop()
         self._topic = topic
         self._on_batch = on_batch
         self._complaints = Complaints("token tail")
+        self._look = LeaderLook(self._complaints)
         self._consumer = Consumer(
             consumer_config(
                 bootstrap,
-                self._complaints,
+                self._look.complained,
                 {
                     # Where a position is not in the log, the hub has to know: it decides, not librdkafka.
                     "auto.offset.reset": "error",
-                    "fetch.wait.max.ms": FETCH_WAIT_MS,
+                    "fetch.wait.max.ms": PATIENT_WAIT_MS if patient else FETCH_WAIT_MS,
+                    "fetch.min.bytes": PATIENT_BYTES if patient else 1,
                     "enable.partition.eof": idle_pause > 0,
                     **(kafka or {}),
                 },
@@ -85,7 +97,8 @@ class TokenTail:
         self._taken = threading.Event()
         self._woken = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="token-tail", daemon=True)
+        name = "patient-tail" if patient else "token-tail"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def follow(self, positions: Mapping[int, int]) -> None:
@@ -119,6 +132,8 @@ class TokenTail:
             first = self._consumer.poll(POLL_SECONDS)
             if first is not None:
                 self._hand_over([first, *self._consumer.consume(BATCH, 0)])
+            if self._look.due():
+                self._look.ask(self._consumer, self._topic)
             if self._idle_pause and self._at_end.issuperset(self._positions):
                 self._rest()
 
@@ -169,6 +184,8 @@ class TokenTail:
             return None
         self._positions[partition] = offset + 1
         self._at_end.discard(partition)
+        if offset < self._known(partition):
+            return None
         try:
             return Read(partition, offset, decode(message.value()))
         except BadRecord as bad:

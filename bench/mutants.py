@@ -53,10 +53,17 @@ MUTANTS: Final = (
         ["tests/unit/test_fold.py"],
     ),
     Mutant(
+        "fence: what this worker wrote is shown before what others wrote ahead of it is known",
+        "adapters/token_hub.py",
+        "        place.ahead[offset] = tokens\n",
+        "        place.ahead[place.position] = tokens\n",
+        ["tests/unit/test_token_log_hub.py"],
+    ),
+    Mutant(
         "ack after the end: acknowledged before it is answered",
         "streams/turn_runner.py",
-        "        await self._attempt(job)\n        job.done = True\n",
-        "        await self._acknowledge(job)\n        await self._attempt(job)\n        job.done = True\n",
+        "        await self._attempt(job)\n        if self._jobs",
+        "        await self._acknowledge(job)\n        await self._attempt(job)\n        if self._jobs",
         ["tests/unit/test_turn_runner.py", "tests/unit/test_turn_runner_machine.py"],
     ),
     Mutant(

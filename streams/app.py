@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn, cast
 import aiohttp.web
 import faust
 import structlog
+import uvloop
 from faust.types import TP
 from faust.types.transports import TransportT
 from faust.web.drivers.aiohttp import Web as FaustWeb
@@ -283,6 +284,12 @@ class ChatApp(faust.App):
         deadline.start()
 
     # -- start and stop
+
+    def worker_init(self) -> None:
+        """Have the loop that Faust's command is about to make be uvloop's. Importing the app changes nothing."""
+        # At 200 streams an eighth less CPU a token than asyncio's own loop, and half of its p99 (docs/measurements.md).
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        super().worker_init()
 
     def on_web(self, register: OnWeb) -> None:
         """Have ``register`` add its routes to the web application when the server starts."""

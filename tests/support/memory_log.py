@@ -78,3 +78,24 @@ class MemoryTail:
 
     async def close(self) -> None:
         self.positions.clear()
+
+
+class MemoryTails:
+    """The two tails of a hub, moved together."""
+
+    eager: MemoryTail
+    patient: MemoryTail
+
+    @property
+    def positions(self) -> dict[int, int]:
+        assert not self.eager.positions.keys() & self.patient.positions.keys()
+        return self.eager.positions | self.patient.positions
+
+    def advance(self, limit: int = 1_000_000) -> None:
+        """Hand over what both have next."""
+        self.eager.advance(limit)
+        self.patient.advance(limit)
+
+    def lose(self, partition: int) -> None:
+        """Find that the position is not in the log."""
+        (self.patient if partition in self.patient.positions else self.eager).lose(partition)

@@ -4,15 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
 
-from deploy.embedded import Embedded, Part
+from deploy.embedded import Broker, Embedded, Part
+from deploy.service import wait_ready
 
 ROOT: Final = Path(__file__).parents[2]
 PART_OF: Final[Mapping[str, Part]] = {
@@ -71,23 +73,72 @@ def open_real_kafka(folder: Path) -> Iterator[str]:
     if given := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         yield given
         return
-    if not LAUNCHER.exists() or shutil.which("java") is None:
+    if not can_launch():
         missing("needs a real Kafka: set KAFKA_BOOTSTRAP_SERVERS to one that may be written to", "KAFKA")
-    launch = [sys.executable, str(LAUNCHER)]
-    where = ["--dir", str(folder)]
+    with launched(folder, "kafka") as environ:
+        yield environ["KAFKA_BOOTSTRAP_SERVERS"]
+
+
+# -- real services of one's own, which may be killed
+
+
+def can_launch() -> bool:
+    """Return whether there is a launcher, and Java for what it starts."""
+    return LAUNCHER.exists() and shutil.which("java") is not None
+
+
+def launch(folder: Path, *command: str) -> dict[str, str]:
+    """Have the launcher do something with the services in ``folder``; return the variables that lead to them.
+
+    Commands: up, kill NAME, start NAME, down. Waits until it is done. Raises RuntimeError with what it said.
+    """
+    asked = [sys.executable, str(LAUNCHER), *command, "--dir", str(folder)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=150)
+    if done.returncode and command[0] == "start":  # on a busy machine it takes longer to come back than is waited for
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=150)
+    if done.returncode:
+        raise RuntimeError(f"services {' '.join(command)}: {done.stdout}{done.stderr}")
+    lines = (line.removeprefix("export ").partition("=") for line in done.stdout.splitlines())
+    return {name: value for name, _, value in lines}
+
+
+@contextmanager
+def launched(folder: Path, only: str, *options: str) -> Iterator[dict[str, str]]:
+    """Yield the variables of services that are started for this, and wiped afterwards."""
     try:
-        exports = subprocess.run(
-            [*launch, "up", "--only", "kafka", *where], check=True, stdout=subprocess.PIPE, text=True, timeout=120
-        ).stdout
-        yield exported(exports)["KAFKA_BOOTSTRAP_SERVERS"]
+        yield launch(folder, "up", "--only", only, *options)
     finally:
-        subprocess.run([*launch, "down", "--wipe", *where], check=True, stdout=subprocess.DEVNULL, timeout=60)
+        launch(folder, "down", "--wipe")
 
 
-def exported(text: str) -> dict[str, str]:
-    """Return the variables of lines such as ``export NAME=value``."""
-    pairs = (line.removeprefix("export ").partition("=") for line in text.splitlines())
-    return {name: value for name, _, value in pairs}
+@dataclass(frozen=True, slots=True)
+class OwnSearch:
+    """An Elasticsearch of a test's own. Killed at once, it comes back at the same place with what it had."""
+
+    url: str
+    kill: Callable[[], object]
+    start: Callable[[], object]
+
+
+@contextmanager
+def own_search(folder: Path, *, real: bool) -> Iterator[OwnSearch]:
+    """Yield one that is real, if that is wanted and there is a launcher, else the embedded one."""
+    if real and can_launch():
+        with launched(folder, "es") as environ:
+            url = environ["ELASTICSEARCH_URL"]
+            yield OwnSearch(url, partial(launch, folder, "kill", "es"), partial(launch, folder, "start", "es"))
+        return
+    embedded = Broker(folder, kafka=False)
+
+    def start() -> None:
+        embedded.start()
+        wait_ready(embedded, 60)
+
+    try:
+        start()
+        yield OwnSearch(embedded.environ["ELASTICSEARCH_URL"], embedded.kill, start)
+    finally:
+        embedded.stop()
 
 
 def missing(why: str, what: str) -> NoReturn:

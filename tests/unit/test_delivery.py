@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from intervaltree import IntervalTree
 
-from streams.delivery import SafeConsumer
+from streams.delivery import ConsumerThread, SafeConsumer
 
 PARTITION = TP("chat.questions.v1", 0)
 
@@ -79,3 +79,28 @@ def test_an_acknowledgement_of_an_older_generation_does_not_count() -> None:
     again = deliver(made, 0)
     made.ack(again)
     assert made._new_offset(PARTITION) == 1
+
+
+class FakeCoordinator:
+    """Answers what is committed, and counts how often it is asked."""
+
+    def __init__(self, committed: dict[TP, int]) -> None:
+        self.committed = committed
+        self.asked = 0
+
+    async def fetch_committed_offsets(self, partitions: list[TP]) -> dict[TP, Any]:
+        self.asked += 1
+        return {tp: SimpleNamespace(offset=self.committed[tp]) for tp in partitions if tp in self.committed}
+
+
+async def test_all_committed_offsets_are_asked_for_at_once() -> None:
+    one, two, new = (TP("chat.questions.v1", number) for number in range(3))
+    coordinator, sought = FakeCoordinator({one: 7, two: 0}), dict[TP, int]()
+    made: Any = ConsumerThread.__new__(ConsumerThread)
+    made._ensure_consumer = lambda: SimpleNamespace(
+        assignment=lambda: {one, two, new}, _coordinator=coordinator, seek=sought.__setitem__
+    )
+
+    assert await made._seek_to_committed() == {one: 7, two: 0, new: None}
+    assert sought == {one: 7}
+    assert coordinator.asked == 1

@@ -12,18 +12,10 @@ from config.settings import Settings
 from domain.breaker import FIRST_SECONDS, OPENS_AFTER
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
 from domain.generation import Delta, Generation
+from tests.support.clock import Clock
 from tests.support.model_client import asking, read, text_of
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class FakeServer:

@@ -7,17 +7,9 @@ import pytest
 
 from adapters.model import LIST_PAUSE, LIST_SECONDS, Model, open_model
 from domain.errors import KeyRefused, ModelBusy
+from tests.support.clock import Clock
 from tests.support.model_client import settings_for
 from tests.support.model_server import ModelServer
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from adapters.model import open_model
 from adapters.resuming import PROBE_AGAIN_SECONDS, PROBE_NEXT, PROBE_QUESTION, Resuming
 from domain.errors import BadRequest, ModelBusy
 from domain.generation import Delta, Generation
+from tests.support.clock import Clock
 from tests.support.model_client import read, settings_for, text_of, until
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import Script, expected_answer
@@ -24,15 +25,6 @@ KINDS = {
     "begins anew": Script(prefill=False),
     "begins anew and refuses flags": Script(prefill=False, flags="refused"),
 }
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class NoTimeForProbes:

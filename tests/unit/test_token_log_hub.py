@@ -13,7 +13,7 @@ from adapters.token_hub import TokenHub
 from adapters.token_tail import Batch, Read
 from domain.errors import LogUnavailable
 from domain.tokens import Fold, Token
-from tests.support.memory_log import MemoryLog, MemoryTail
+from tests.support.memory_log import MemoryLog, MemoryTail, MemoryTails
 from tests.support.turns import claim, whole, words
 
 FAR = 1e9
@@ -25,11 +25,12 @@ class Desk:
     def __init__(self, *, keep_turn: float = FAR, keep_partition: float = FAR, max_tokens: int = 1000) -> None:
         self.log = MemoryLog()
         self.bad: list[tuple[int, int, bytes, str]] = []
-        self.tail: MemoryTail
+        self.tail = MemoryTails()
 
-        def open_tail(on_batch: Callable[[Batch], None]) -> MemoryTail:
-            self.tail = MemoryTail(self.log, on_batch)
-            return self.tail
+        def open_tail(on_batch: Callable[[Batch], None], patient: bool) -> MemoryTail:
+            tail = MemoryTail(self.log, on_batch)
+            setattr(self.tail, "patient" if patient else "eager", tail)
+            return tail
 
         self.hub = TokenHub(
             "tokens",
@@ -179,6 +180,76 @@ async def test_a_partition_is_followed_as_soon_as_kafka_is_back(desk: Desk) -> N
     desk.log.down = False
     await owning
     assert desk.tail.positions == {0: 0, 1: 0}
+
+
+async def test_what_this_worker_wrote_is_there_once_it_is_acknowledged(desk: Desk) -> None:
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        for tokens in ([claim("t")], words("t", 1, 2), words("t", 3, 4)):
+            desk.hub.wrote(0, desk.log.write(0, *tokens), tokens)
+
+        assert turn.text == "w1 w2 w3 w4 "
+        assert desk.hub.position(0) == 3
+        desk.tail.advance()
+        assert turn.text == "w1 w2 w3 w4 "
+
+
+async def test_what_was_acknowledged_behind_a_record_of_somebody_else_waits_for_that_record(desk: Desk) -> None:
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.hub.wrote(0, desk.log.write(0, claim("t", 1)), [claim("t", 1)])
+        desk.log.write(0, claim("t", 2))  # another worker has taken over, and this one does not know it yet
+        desk.hub.wrote(0, desk.log.write(0, *words("t", 1, 1, 1)), words("t", 1, 1, 1))
+        assert turn.text == ""
+        assert turn.fold.epoch == 1
+
+        desk.tail.advance(2)
+
+    assert turn.fold.epoch == 2
+    assert turn.text == ""
+    assert desk.hub.position(0) == 3
+
+
+async def test_what_others_wrote_in_between_delays_what_was_acknowledged_and_no_more(desk: Desk) -> None:
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.log.write(0, *whole("other", 1))
+        for tokens in ([claim("t")], words("t", 1, 2)):
+            desk.hub.wrote(0, desk.log.write(0, *tokens), tokens)
+        assert turn.text == ""
+
+        desk.tail.advance(1)
+
+        assert turn.text == "w1 w2 "
+
+
+async def test_more_than_may_wait_for_the_tail_comes_with_the_tail(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.token_hub.MAX_AHEAD", 3)
+    await desk.hub.own({0})
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.log.write(0, *whole("other", 1))
+        for tokens in ([claim("t")], *([word] for word in words("t", 1, 9))):
+            desk.hub.wrote(0, desk.log.write(0, *tokens), tokens)
+        desk.tail.advance()
+
+        assert turn.text == "".join(f"w{number} " for number in range(1, 10))
+
+
+async def test_a_partition_that_is_owned_has_the_patient_tail_and_one_that_is_only_read_the_eager_one(
+    desk: Desk,
+) -> None:
+    async with desk.hub.attach("t", 0, 0) as turn:
+        desk.log.write(0, claim("t"))
+        assert desk.tail.eager.positions == {0: 0}
+        await desk.hub.own({0})
+        assert desk.tail.patient.positions == {0: 0}
+
+        desk.hub.wrote(0, 0, [claim("t")])
+        await desk.hub.own(set())
+
+        assert desk.tail.eager.positions == {0: 1}
+        assert not desk.tail.patient.positions
+        assert turn.fold.epoch == 1
 
 
 async def test_the_owner_waits_until_its_claim_has_come_back(desk: Desk) -> None:
@@ -425,21 +496,36 @@ class Play:
         self.desk = Desk(keep_turn=0, keep_partition=0, max_tokens=5)
         self.turns = ["a", "b", "c", "d"]
         self.epochs = dict.fromkeys(self.turns, 0)
+        self.unacknowledged: list[int] = []
         self.readers: list[asyncio.Task[None]] = []
         self.seen: list[LoggedTurn] = []
 
     def claim(self, which: int) -> None:
         turn_id = self.turns[which]
         self.epochs[turn_id] += 1
-        self.desk.log.write(0, claim(turn_id, self.epochs[turn_id]))
+        self.unacknowledged.append(self.desk.log.write(0, claim(turn_id, self.epochs[turn_id])))
 
     def write(self, which: int, behind: int = 0) -> None:
         turn_id = self.turns[which]
         seq = len(self.folded(turn_id))
-        self.desk.log.write(0, *words(turn_id, seq, seq, self.epochs[turn_id] - behind), *words("a", 1, 1, 0))
+        offset = self.desk.log.write(0, *words(turn_id, seq, seq, self.epochs[turn_id] - behind), *words("a", 1, 1, 0))
+        if not behind:
+            self.unacknowledged.append(offset)
 
     def zombie(self, which: int) -> None:
         self.write(which, behind=1)
+
+    def rival(self, which: int) -> None:
+        """Have another worker claim a turn and write to it."""
+        (self.claim if which % 2 else self.write)(which)
+        self.unacknowledged.pop()
+
+    def acknowledge(self, which: int) -> None:
+        """Have the worker's own writes acknowledged, but for the newest."""
+        done = len(self.unacknowledged) - which
+        for offset in self.unacknowledged[: max(0, done)]:
+            self.desk.hub.wrote(0, offset, self.desk.log.frames[0][offset])
+        del self.unacknowledged[: max(0, done)]
 
     def advance(self, which: int) -> None:
         self.desk.tail.advance(which + 1)
@@ -479,12 +565,13 @@ class Play:
         await self.desk.hub.close()
 
 
-moves = ["write", "write", "write", "claim", "zombie", "advance", "attach", "attach", "detach", "sweep", "own", "cut"]
+moves = ["write", "write", "write", "claim", "zombie", "rival", "acknowledge", "acknowledge", "advance"]
+moves += ["attach", "attach", "detach", "sweep", "own", "cut"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(moves), st.integers(0, 3), st.booleans()), max_size=60))
 def test_every_reader_sees_the_log_whatever_happens_around_it(script: list[tuple[str, int, bool]]) -> None:
-    """A worker writes, the tail moves, readers come and go, the hub forgets, partitions and places are lost."""
+    """A worker writes and hears of it or not, tails move, readers come and go, the hub forgets, places are lost."""
 
     async def run() -> None:
         play = Play()
@@ -502,6 +589,33 @@ def test_every_reader_sees_the_log_whatever_happens_around_it(script: list[tuple
         held = [turn for turn in play.seen if turn.readers and not turn.cut]
         assert {turn.turn_id for turn in held} == set(play.turns)
         for turn in held:
+            assert turn.pieces == play.folded(turn.turn_id)
+        await play.close()
+
+    asyncio.run(run())
+
+
+owners_moves = ["write", "write", "claim", "rival", "rival", "zombie", "acknowledge", "advance"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(owners_moves), st.integers(0, 3)), max_size=30))
+def test_an_owner_shows_nothing_that_the_log_does_not_begin_with(script: list[tuple[str, int]]) -> None:
+    """It hears of its own writes early or late, and of others' by its tail; what it shows is never taken back."""
+
+    async def run() -> None:
+        play = Play()
+        await play.desk.hub.own({0})
+        for which in range(4):
+            play.claim(which)
+            play.attach(which)
+        await settled()
+        for move, which in script:
+            getattr(play, move)(which)
+            for turn in play.seen:
+                assert turn.pieces == play.folded(turn.turn_id)[: len(turn.pieces)]
+        play.acknowledge(0)
+        play.desk.tail.advance()
+        for turn in play.seen:
             assert turn.pieces == play.folded(turn.turn_id)
         await play.close()
 

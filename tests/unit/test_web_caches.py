@@ -1,16 +1,7 @@
 """Bounded memory: what is heavy or old goes."""
 
+from tests.support.clock import Clock
 from web.caches import Cache
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_what_was_used_last_stays() -> None:
@@ -41,10 +32,10 @@ def test_what_is_old_is_gone() -> None:
     clock = Clock()
     cache: Cache[int] = Cache(10, 60, clock)
     cache.put("a", 1)
-    clock.now = 50
+    clock.now += 50
     cache.put("b", 2)
 
-    clock.now = 61
+    clock.now += 11
 
     assert cache.values() == [2]
     assert cache.get("a") is None

@@ -1,0 +1,44 @@
+"""One of three brokers is dead: what it led is read from who leads it now."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from adapters.log_reader import open_log_reader
+from tests.support.kafka import produce
+from tests.support.services import can_launch, launch, launched, missing
+
+TOPIC = "read-from-any-broker"
+# Noticed within 2 s instead of 9, so that the test is short.
+SETTINGS = ("broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=500")
+
+
+@pytest.fixture
+def brokers(tmp_path: Path) -> Iterator[str]:
+    """Where three brokers of the test's own listen, which its folder can end."""
+    if not can_launch():
+        missing("needs a real Kafka of its own, to kill a broker of it", "KAFKA")
+    set_to = [part for setting in SETTINGS for part in ("--kafka-set", setting)]
+    with launched(tmp_path, "kafka", "--brokers", "3", *set_to) as environ:
+        yield environ["KAFKA_BOOTSTRAP_SERVERS"]
+
+
+@pytest.mark.kafka
+async def test_offsets_are_told_by_new_leaders_while_the_old_one_is_dead(brokers: str, tmp_path: Path) -> None:
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+    await asyncio.to_thread(admin.create_topics([NewTopic(TOPIC, 6, 3)])[TOPIC].result)
+    async with open_log_reader(brokers, threads=1) as reader:
+        await asyncio.to_thread(produce, brokers, TOPIC, b"before", key=b"a key")
+        ends = await reader.ends(TOPIC, range(6))
+        leader = admin.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions[0].leader
+
+        await asyncio.to_thread(launch, tmp_path, "kill", f"kafka{leader}")
+
+        assert await reader.ends(TOPIC, range(6)) == ends
+        found = await reader.since(TOPIC, range(6), 0)
+    assert sum(ends.values()) == 1
+    assert found == dict.fromkeys(range(6), 0)
