@@ -2,9 +2,10 @@
 
     KAFKA_BOOTSTRAP_SERVERS=… python -m bench.table_recovery [--rows 100000] [--bytes 2000] [--rounds 3]
 
-The worker is a process as in production with an empty data folder. Its time runs from the moment that it gives up
-its partitions, before it joins the group, until it takes questions. The bare copy is the shortest loop over the same
-librdkafka and RocksDB, with the same options, that checks nothing and remembers nothing.
+The worker is a process as in production with an empty data folder. Two times of it: that in which it copies rows, and
+that in which it is not ready, from the moment that it gives up its partitions, before it joins the group, until it
+takes questions. The bare copy is the shortest loop over the same librdkafka and RocksDB, with the same options, that
+checks nothing and remembers nothing.
 
 Then, with and without a standby: how long one of two workers is not ready when the other leaves.
 """
@@ -107,8 +108,8 @@ def variables(bootstrap: str, group: str, standbys: int) -> dict[str, str]:
     }
 
 
-async def recovery(bootstrap: str, group: str, rows: int) -> float:
-    """Return the seconds that a worker with an empty data folder is not ready for."""
+async def recovery(bootstrap: str, group: str, rows: int) -> tuple[float, float]:
+    """Return the seconds in which a worker with an empty data folder copies, and those in which it is not ready."""
     with TemporaryDirectory() as folder:
         worker = Worker(Path(folder), variables(bootstrap, group, standbys=0))
         try:
@@ -116,9 +117,17 @@ async def recovery(bootstrap: str, group: str, rows: int) -> float:
             recovered = await asyncio.to_thread(counter, worker.url, "headrace_recovered_records_total")
             if recovered < rows:
                 raise RuntimeError(f"only {recovered:.0f} of {rows} rows came back:\n{worker.last_lines()}")
-            return await asyncio.to_thread(counter, worker.url, "headrace_recovery_seconds_sum")
+            not_ready = await asyncio.to_thread(counter, worker.url, "headrace_recovery_seconds_sum")
+            return copying(worker.log.read_text(encoding="utf-8")), not_ready
         finally:
             await worker.stop()
+
+
+def copying(log: str) -> float:
+    """Return the seconds of the recovery that a worker's log tells of."""
+    (line,) = (line for line in log.splitlines() if '"tables recovered"' in line)
+    told = msgspec.json.decode(line)
+    return float(told["headrace.records"] / told["headrace.records_per_second"])
 
 
 async def takeover(bootstrap: str, group: str, standbys: int) -> tuple[float, float]:
@@ -151,6 +160,12 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def say(bare: float, copied: float, not_ready: float) -> None:
+    """Print one line of times in seconds."""
+    ratios = copied / bare, not_ready / bare
+    print(f"{bare:7.2f} s  {copied:7.2f} s  {ratios[0]:5.2f}x  {not_ready:8.2f} s  {ratios[1]:5.2f}x", flush=True)
+
+
 async def main(arguments: argparse.Namespace) -> None:
     """Run and print."""
     bootstrap, group = kafka(), f"bench-{uuid4().hex[:8]}"
@@ -158,13 +173,14 @@ async def main(arguments: argparse.Namespace) -> None:
     try:
         await asyncio.to_thread(write_changelog, bootstrap, topic, arguments.rows, arguments.bytes)
         print(f"{described()}; {arguments.rows:,} rows of {arguments.bytes:,} bytes in {PARTITIONS} partitions")
-        print("bare copy      worker   ratio", flush=True)
-        bare, ours = [], []
+        print("bare copy   worker's   ratio   not ready   ratio", flush=True)
+        rounds = []
         for _ in range(arguments.rounds):
-            bare.append(await asyncio.to_thread(bare_copy, bootstrap, topic, arguments.rows))
-            ours.append(await recovery(bootstrap, group, arguments.rows))
-            print(f"{bare[-1]:7.2f} s  {ours[-1]:8.2f} s  {ours[-1] / bare[-1]:5.2f}x", flush=True)
-        print(f"median {median(bare):.2f} s, {median(ours):.2f} s: {median(ours) / median(bare):.2f}x")
+            bare = await asyncio.to_thread(bare_copy, bootstrap, topic, arguments.rows)
+            rounds.append((bare, *await recovery(bootstrap, group, arguments.rows)))
+            say(*rounds[-1])
+        print("medians")
+        say(*(median(column) for column in zip(*rounds, strict=True)))
         print("standbys  takeover   on that worker's disk before", flush=True)
         for standbys in (0, 1):
             took, megabytes = await takeover(bootstrap, group, standbys)

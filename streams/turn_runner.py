@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 MAX_STOPS = 1000  # remembered for questions that have not arrived; the oldest are of turns long ended
 CANCEL_SECONDS = 2.0
+LOOK_SECONDS = 0.02
 UNKNOWN = -1
 
 
@@ -341,6 +342,8 @@ class TurnRunner:
 
     async def _work(self, job: Job) -> None:
         await self._attempt(job)
+        if self._jobs.get(_place(job)) is not job:
+            return  # it was cancelled, and came to its end all the same: whoever has it now acknowledges it
         job.done = True
         self._remove(job)
         self._fill()
@@ -365,7 +368,21 @@ class TurnRunner:
                     log.exception("turn met an unforeseen error", turn_id=turn_id, attempt=attempt)
                 if unforeseen >= MAX_ATTEMPTS:
                     return await self._give_up(job, error)
-            await asyncio.sleep(pause(attempt))
+            if await self._was_rebalancing(job):
+                attempt = 0
+            else:
+                await asyncio.sleep(pause(attempt))
+
+    async def _was_rebalancing(self, job: Job) -> bool:
+        """Wait while partitions are shared out, unless the turn is being stopped; return whether there was any wait.
+
+        What a turn lacks then is there right afterwards, and no sooner.
+        """
+        waited = False
+        while self.group.rebalancing and not job.stopping.is_set():
+            waited = True
+            await asyncio.sleep(LOOK_SECONDS)
+        return waited
 
     async def _give_up(self, job: Job, error: Exception) -> None:
         await job.first.wait()  # its turn is closed as failed, behind the one before it

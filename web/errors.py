@@ -18,6 +18,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 NOT_READY = "not_ready"  # told to probes, every few seconds; the worker's own log says more
 RETRY_SECONDS = 1.0
+CLIENT_CLOSED_REQUEST = 499  # nginx's number, for logs and metrics: nobody receives it
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +122,11 @@ def told(request: web.Request, error: Exception) -> ApiError:
     return outside
 
 
+def has_left(request: web.Request) -> bool:
+    """Return whether a client's connection is closed."""
+    return request.transport is None or request.transport.is_closing()
+
+
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn whatever a handler raises into the error object."""
@@ -130,9 +136,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if error.status < 400:
             raise
         outside = told(request, error)
-    except Exception as error:
-        if isinstance(error, ConnectionError) and request.transport is None:
-            raise  # nobody is there to be told; aiohttp takes it as that
+    except Exception as error:  # noqa: BLE001 - here every error gets its answer
+        if isinstance(error, ConnectionError) and has_left(request):
+            return web.Response(status=CLIENT_CLOSED_REQUEST)  # nobody is there to be told
         outside = told(request, error)
     response = web.Response(
         status=outside.status,

@@ -14,7 +14,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from confluent_kafka.admin import AdminClient
 from yarl import URL
 
 from bench.machine import ROOT, running
-from tests.support.services import LAUNCHER
+from tests.support.services import launch
 from tests.support.worker import Worker
 
 # It may lie beside the repository; the variable names another place.
@@ -124,11 +123,8 @@ class Brokers:
         await self._run("kill", name)
 
     async def start(self, name: str) -> None:
-        """Start it again, with what its disk has; once more if it takes so long that the script gives up."""
-        try:
-            await self._run("start", name)
-        except RuntimeError:
-            await self._run("start", name)
+        """Start it again, with what its disk has."""
+        await self._run("start", name)
         self.down.discard(name)
 
     async def wipe(self) -> None:
@@ -139,15 +135,7 @@ class Brokers:
         shutil.rmtree(self._folder)
 
     async def _run(self, *command: str) -> None:
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, str(LAUNCHER), *command, "--dir", str(self._folder)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"services {' '.join(command)}: {done.stdout}{done.stderr}")
+        await asyncio.to_thread(launch, self._folder, *command)
 
     # -- who is who
 

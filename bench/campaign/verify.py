@@ -233,9 +233,10 @@ class Judge:
 
     async def told(self, told: "Told", conversations: Mapping[str, int]) -> None:
         """Check what GET tells: of all conversations, of all stopped turns, and of a sample of the others."""
-        asked: dict[str, list[str]] = defaultdict(list)
+        # In the order of their records, each once: a producer that hears no answer writes a record again.
+        asked: dict[str, dict[str, None]] = defaultdict(dict)
         for question in self._questions:
-            asked[question["conversation_id"]].append(question["turn_id"])
+            asked[question["conversation_id"]].setdefault(question["turn_id"])
         step = max(1, len(self._turns) // SAMPLE)
         sample = [turn for number, turn in enumerate(self._turns) if number % step == 0 or turn.stop_asked]
         at_once = asyncio.Semaphore(8)
@@ -243,7 +244,7 @@ class Judge:
         async def conversation(conversation_id: str, tenant: int) -> None:
             async with at_once:
                 status, whole = await told.get(f"/v1/conversations/{conversation_id}", tenant)
-            self._conversation(conversation_id, status, whole, asked[conversation_id])
+            self._conversation(conversation_id, status, whole, [*asked[conversation_id]])
 
         async def turn_(turn: Turn) -> None:
             async with at_once:

@@ -1,7 +1,6 @@
 """The fault campaigns in their short forms, on real services: what is accepted is kept, and every row is right."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.campaign.cluster import toxiproxy_program
-from tests.support.services import LAUNCHER, ROOT, missing
+from tests.support.services import ROOT, can_launch, missing
 
 SECONDS = 420
 
@@ -19,7 +18,7 @@ def asked_for() -> None:
     """Skip unless the long tests are asked for, and can run."""
     if not os.environ.get("HEADRACE_TEST_REQUIRE_KAFKA"):
         pytest.skip("takes three minutes: make chaos or chaos-windows ARGS=--short, or HEADRACE_TEST_REQUIRE_KAFKA=1")
-    if not LAUNCHER.exists() or shutil.which("java") is None:
+    if not can_launch():
         missing("needs services that can be killed: the services script (HEADRACE_TEST_SERVICES) and Java", "KAFKA")
 
 

@@ -1,13 +1,13 @@
 """The campaign's own fold and judgement: each thing that may go wrong is found, and called by its name."""
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from bench.campaign.clients import Seen, Turn, take
 from bench.campaign.schedule import errand
-from bench.campaign.verify import Judge, Logged
+from bench.campaign.verify import Judge, Logged, Told
 from tests.support.scripted_answer import expected_answer
 
 QUESTION = "q1 [tokens=6 pace=50]"
@@ -136,6 +136,38 @@ def test_a_question_has_one_finished_turn(published: list[list[str]], asked: lis
 
     judge.finished(finished)
     judge.accepted_once()
+
+    assert wrong(judge) == found
+
+
+class Tells:
+    """A worker that has one conversation, with these turns."""
+
+    def __init__(self, *turn_ids: str) -> None:
+        self.turn_ids = turn_ids
+
+    async def get(self, path: str, _tenant: int) -> tuple[int, Any]:
+        turns = [{"turn_id": each, "answer": "".join(TOKENS)} for each in self.turn_ids]
+        return 200, {"turns": turns} if "conversations" in path else {"status": "completed", "answer": "", "claims": 1}
+
+
+@pytest.mark.parametrize(
+    ("records", "shown", "found"),
+    [
+        (["t1", "t2"], ["t1", "t2"], {}),
+        (["t1", "t1", "t2"], ["t1", "t2"], {}),  # a producer wrote the record of one question twice
+        (["t1", "t2"], ["t2", "t1"], {"tables_wrong": 1}),
+        (["t1", "t2"], ["t1"], {"tables_wrong": 1}),
+        (["t1"], ["t1", "t1"], {"tables_wrong": 1}),
+    ],
+)
+async def test_a_conversation_has_each_question_once_and_in_order(
+    records: list[str], shown: list[str], found: dict[str, int]
+) -> None:
+    questions = [{"turn_id": turn_id, "input": QUESTION, "conversation_id": "c1"} for turn_id in records]
+    judge = Judge([], dict.fromkeys(records, answered(TOKENS)), questions)
+
+    await judge.told(cast("Told", Tells(*shown)), {"c1": 0})
 
     assert wrong(judge) == found
 

@@ -1,6 +1,8 @@
 """What an operator types and gets wrong is answered with what is wrong, and an exit code that says who can mend it."""
 
+import asyncio
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -10,6 +12,14 @@ from faust.cli.base import cli
 from adapters.elastic import Elastic
 from domain.errors import LogUnavailable
 from streams import commands, reindex_command
+
+
+@pytest.fixture(autouse=True)
+def own_loop_policy() -> Iterator[None]:
+    """Take back what a command says about this process's event loops: other tests run in it."""
+    policy = asyncio.get_event_loop_policy()
+    yield
+    asyncio.set_event_loop_policy(policy)
 
 
 def typed(*arguments: str) -> Result:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
 
 from domain.errors import LogUnavailable, NotOwner, Rejected
 from domain.turns import Failure
+from streams import turn_runner
 from streams.patience import MAX_ATTEMPTS
 from streams.records import Question
 from streams.turn_runner import Event, Job, Limits, TurnRunner
@@ -202,6 +204,22 @@ async def test_an_answer_that_ends_during_a_rebalance_is_acknowledged_when_it_is
     assert answers.begun == ["a1"]
 
 
+async def test_a_turn_that_a_rebalance_holds_up_goes_on_as_soon_as_that_is_over(
+    group: FakeGroup, answers: Answers, runner: TurnRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_runner, "pause", lambda _: 60.0)
+    group.rebalancing = True
+    answers.fail["a1"] = [NotOwner("partitions are being shared out")]
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+    await asyncio.sleep(0.1)
+    assert answers.begun == ["a1"]
+
+    group.rebalancing = False
+
+    await until(lambda: answers.begun == ["a1", "a1"])
+
+
 async def test_answers_of_a_lost_partition_are_cancelled_and_not_acknowledged(
     group: FakeGroup, answers: Answers, runner: TurnRunner
 ) -> None:
@@ -216,6 +234,29 @@ async def test_answers_of_a_lost_partition_are_cancelled_and_not_acknowledged(
     await until(lambda: group.acked == [1])
     assert answers.ended == ["b1"]
     assert runner.in_work("a") == []
+
+
+async def test_an_answer_that_ends_although_it_was_cancelled_is_left_to_whoever_has_it_now(
+    group: FakeGroup, runner: TurnRunner
+) -> None:
+    async def deaf(_: Job) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    runner.handler = deaf
+    group.ask("a1", "a", partition=0)
+    await until(lambda: runner.running == 1)
+    (job,) = runner.jobs_of("a")
+    assert job.task is not None
+    await asyncio.sleep(0)
+
+    await runner.keep({1})
+
+    assert job.task.done()
+    assert job.task.exception() is None
+    assert not job.done
+    assert group.acked == []
+    assert runner.running == 0
 
 
 async def test_a_partition_that_comes_back_is_taken_up_again(

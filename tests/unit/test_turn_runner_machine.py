@@ -73,6 +73,7 @@ class Turns(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.patches = ExitStack()
         self.patches.enter_context(patch("streams.turn_runner.pause", lambda _: 0))
+        self.patches.enter_context(patch("streams.turn_runner.LOOK_SECONDS", 0))
         self.patches.enter_context(patch("streams.turn_runner.log"))  # to draw tracebacks takes most of the time
         self.kafka = Kafka()
         self.ended: dict[str, str] = {}

@@ -2,15 +2,17 @@
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientConnectionResetError, ClientResponse, web
+from aiohttp.test_utils import make_mocked_request
 
 from domain.errors import BadRequest, ModelBusy
 from tests.support.fakes import ALICE, FakeKafka
 from tests.support.web_client import Web, serving
 from web import bodies
-from web.errors import seen_from_outside
+from web.errors import CLIENT_CLOSED_REQUEST, answer_errors, seen_from_outside
 
 
 async def error_of(answer: ClientResponse) -> dict[str, Any]:
@@ -208,3 +210,14 @@ async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch)
         writer.close()
 
     assert status.split()[1] == b"408"
+
+
+@pytest.mark.parametrize(("closing", "status"), [(True, CLIENT_CLOSED_REQUEST), (False, 500)])
+async def test_a_client_that_left_before_its_answer_is_no_error_of_ours(closing: bool, status: int) -> None:
+    async def begin_to_answer(_: web.Request) -> web.StreamResponse:
+        raise ClientConnectionResetError("Cannot write to closing transport")
+
+    transport = Mock(is_closing=Mock(return_value=closing))
+    response = await answer_errors(make_mocked_request("GET", "/v1/me", transport=transport), begin_to_answer)
+
+    assert response.status == status
