@@ -69,7 +69,7 @@ def _decoded(data: bytes, declared: re.Match[bytes] | None = None) -> str:
 
 def _pdf(data: bytes) -> Parsed:
     from pypdf import PdfReader  # noqa: PLC0415 - only one parser is needed
-    from pypdf.errors import DependencyError, PyPdfError  # noqa: PLC0415
+    from pypdf.errors import PyPdfError  # noqa: PLC0415
 
     try:
         reader = PdfReader(io.BytesIO(data))
@@ -79,8 +79,6 @@ def _pdf(data: bytes) -> Parsed:
             raise Unreadable(f"The PDF has {len(reader.pages)} pages. At most {PAGES} are read: divide it.")
         pages = [_without_hyphens(page.extract_text() or "") for page in reader.pages]
         title = str((reader.metadata.title if reader.metadata else "") or "")
-    except DependencyError as error:  # AES would take a library of its own
-        raise Unreadable("The PDF is encrypted, if only against changes. Save it without that.") from error
     except PyPdfError as error:
         raise Unreadable(f"The PDF is damaged: {error}. Save it anew.") from error
     if not any(page.strip() for page in pages):

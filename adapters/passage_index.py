@@ -7,6 +7,7 @@ What is searched is an alias, so that another model's index can be filled beside
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -39,7 +40,12 @@ TITLE_BOOST: Final = 0.25
 _KEYWORD: Final = {"type": "keyword"}
 _TEXT: Final = {"type": "text", "analyzer": "english"}
 _UNSEARCHED: Final = {"type": "keyword", "index": False, "doc_values": False}
+TEXTS: Final = 2000
+TEXTS_SECONDS: Final = 600.0
+"""How many passages are kept that were read, and for how long at most: the same are found again and again."""
+
 DEFAULTS: Final = frozenset({"index", "similarity"})
+_ONLY_STAMPS: Final = {"_source": False, "seq_no_primary_term": True}
 _SETTINGS: Final = {"number_of_shards": 1, "auto_expand_replicas": "0-1", "refresh_interval": "1s"}
 
 
@@ -55,6 +61,23 @@ class Index(NamedTuple):
     dims: int
     state: State
     drift: str = ""
+
+
+class Stamp(NamedTuple):
+    """Which writing of which passage: what has the same stamp is the same in all its fields."""
+
+    index_name: str
+    key: str
+    sequence: int
+    term: int
+
+
+class Hits(NamedTuple):
+    """What a search found: scores by id, best first, and each passage's stamp, where Elasticsearch tells it."""
+
+    words: Ranking
+    near: Ranking
+    stamps: Mapping[str, Stamp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +113,7 @@ class PassageIndex:
         self.alias = f"{prefix}passages"
         self._answers = f"{prefix}answers-*"  # what `adapters.answer_cache` keeps
         self._known: tuple[float, tuple[Index, ...]] = (float("-inf"), ())
+        self._texts: OrderedDict[Stamp, tuple[float, Passage, bool]] = OrderedDict()  # oldest first
 
     # -- indices
 
@@ -272,8 +296,8 @@ class PassageIndex:
 
     async def search(
         self, reader: Reader, said: Sequence[Query], vector: Sequence[float] | None, depth: int, *, of: str = ""
-    ) -> tuple[Ranking, Ranking]:
-        """Return the passages with the words of what is said, best first, and those near to a vector if there is one.
+    ) -> Hits:
+        """Return the passages with the words of what is said, and those near to a vector if there is one.
 
         Both in one request. Near ones have their cosine. ``of``: the index whose model the vector is of. The alias may
         lead to another one by now, where it means nothing. Words alone tell where vectors cannot be searched.
@@ -287,38 +311,54 @@ class PassageIndex:
             answer = await client.msearch(
                 index=self.alias,
                 searches=encoded,  # type: ignore[arg-type]  # as with bulk
-                filter_path=[
-                    "responses.status",
-                    "responses.error",
-                    "responses.hits.hits._id",
-                    "responses.hits.hits._score",
-                ],
+                filter_path=["responses.status", "responses.error", "responses.hits.hits"],
             )
         words, *near = answer["responses"]
         if error := words.get("error"):
             if words.get("status") == 404:
-                return {}, {}  # nobody has learned a document yet
+                return Hits({}, {}, {})  # nobody has learned a document yet
             raise SinkUnavailable(f"Elasticsearch refuses a search: {reason_of(error)}")
         for each in near:
             if error := each.get("error"):
                 log.error("vectors cannot be searched", index=of or self.alias, reason=reason_of(error))
-                return _ranking(words), {}
-        return _ranking(words), _cosines(_ranking(near[0])) if near else {}
+                near = []
+        stamps = {stamp.key: stamp for each in (words, *near) for hit in _hits(each) if (stamp := _stamp(hit))}
+        return Hits(_ranking(words), _cosines(_ranking(near[0])) if near else {}, stamps)
 
-    async def read(self, reader: Reader, ids: Sequence[str]) -> dict[str, tuple[Passage, bool]]:
-        """Return passages by id, each with whether everyone of the tenant may read it; only what the reader may."""
-        if not ids:
-            return {}
+    async def read(
+        self, reader: Reader, ids: Sequence[str], stamps: Mapping[str, Stamp] | None = None
+    ) -> dict[str, tuple[Passage, bool]]:
+        """Return passages by id, each with whether everyone of the tenant may read it; only what the reader may.
+
+        ``stamps``: of a search by the same reader, a moment ago. What was read with the same stamp is not read again.
+        """
+        found: dict[str, tuple[Passage, bool]] = {}
+        self._drop_old()
+        for key in ids:
+            if stamps and (stamp := stamps.get(key)) and (kept := self._texts.get(stamp)):
+                found[key] = kept[1:]
+        missing = [key for key in ids if key not in found]
+        if not missing:
+            return found
         async with self._elastic.client() as client:
             answer = await client.search(
                 index=self.alias,
-                query={"bool": {"filter": [{"ids": {"values": list(ids)}}, *_may_read(reader)]}},
-                size=len(ids),
+                query={"bool": {"filter": [{"ids": {"values": missing}}, *_may_read(reader)]}},
+                size=len(missing),
                 source_excludes=["vector"],
-                filter_path=["hits.hits._id", "hits.hits._source"],
+                seq_no_primary_term=True,
+                filter_path=["hits.hits"],
             )
-        hits = answer.body.get("hits", {}).get("hits", ())
-        return {hit["_id"]: _passage(hit["_source"]) for hit in hits}
+        for hit in _hits(answer.body):
+            found[hit["_id"]] = _passage(hit["_source"])
+            if stamp := _stamp(hit):
+                self._texts[stamp] = (self._clock(), *found[hit["_id"]])
+        return found
+
+    def _drop_old(self) -> None:
+        since = self._clock() - TEXTS_SECONDS
+        while self._texts and (len(self._texts) > TEXTS or next(iter(self._texts.values()))[0] < since):
+            self._texts.popitem(last=False)
 
     async def has_any(self, reader: Reader) -> bool:
         """Return whether a reader may read any passage at all."""
@@ -461,7 +501,7 @@ def _words(reader: Reader, said: Sequence[Query], depth: int) -> dict[str, Any]:
         for field, boost in boosts.items()
     ]
     query = {"bool": {"should": should, "minimum_should_match": 1, "filter": _may_read(reader)}}
-    return {"query": query, "size": depth, "_source": False, "track_total_hits": False}
+    return {"query": query, "size": depth, **_ONLY_STAMPS, "track_total_hits": False}
 
 
 def _near(reader: Reader, vector: Sequence[float], depth: int) -> dict[str, Any]:
@@ -472,11 +512,22 @@ def _near(reader: Reader, vector: Sequence[float], depth: int) -> dict[str, Any]
         "num_candidates": depth * NEIGHBOURS,
         "filter": _may_read(reader),
     }
-    return {"knn": knn, "size": depth, "_source": False}
+    return {"knn": knn, "size": depth, **_ONLY_STAMPS}
 
 
 def _ranking(response: Mapping[str, Any]) -> Ranking:
-    return {hit["_id"]: float(hit["_score"]) for hit in response.get("hits", {}).get("hits", ())}
+    return {hit["_id"]: float(hit["_score"]) for hit in _hits(response)}
+
+
+def _hits(response: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found: Sequence[Mapping[str, Any]] = response.get("hits", {}).get("hits", ())
+    return found
+
+
+def _stamp(hit: Mapping[str, Any]) -> Stamp | None:
+    if "_seq_no" not in hit:
+        return None  # another server than Elasticsearch may not tell
+    return Stamp(hit["_index"], hit["_id"], hit["_seq_no"], hit["_primary_term"])
 
 
 def _cosines(ranking: Ranking) -> Ranking:

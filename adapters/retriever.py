@@ -86,7 +86,9 @@ class Retriever:
             async with asyncio.timeout(self._settings.retrieval_seconds):
                 retrieved = await self._find(reader, messages, k=k, tokens=tokens, threshold=threshold)
         except (Retriable, Rejected, TimeoutError) as error:
-            log.warning("answering without documents", reason=str(error) or repr(error))
+            # While Elasticsearch is left alone after a failure, that has been said already.
+            say = log.debug if isinstance(error, Retriable) and error.retry_after is not None else log.warning
+            say("answering without documents", reason=str(error) or repr(error))
             retrieved = Retrieved("unavailable")
         except Exception:  # an index that somebody else has written to may hold anything
             log.exception("search met an unforeseen error")
@@ -134,9 +136,9 @@ class Retriever:
         serving = await self._serving()
         vector = await self._vector(serving, asked) if serving else None
         of = serving.name if serving else ""
-        words, near = await self._index.search(reader, keywords(messages), vector, DEPTH, of=of)
+        words, near, stamps = await self._index.search(reader, keywords(messages), vector, DEPTH, of=of)
         ranked = fuse(words, near)
-        passages = await self._index.read(reader, [key for key, _ in ranked[: k * SPARE]])
+        passages = await self._index.read(reader, [key for key, _ in ranked[: k * SPARE]], stamps)
         found = await self._reranked(asked[0].text, found_in(passages, ranked))
         return found, Evidence(asked[0].text, near, found)
 

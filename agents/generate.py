@@ -172,6 +172,7 @@ class Answer:
         token_log, fold, partition = app.services.token_log, self.logged.fold, self.job.partition
         reported: Usage | None = None
         fresh = not self.owned
+        most = RUNAWAY * (request.limit or app.settings.answer_tokens)
         try:
             async with aclosing(app.services.model.stream(request)) as stream:
                 async for deltas in stream:
@@ -184,7 +185,7 @@ class Answer:
                     if fold.epoch != self.epoch:
                         return False
                     await token_log.room(partition)
-                    if self.appended > RUNAWAY * (request.limit or app.settings.answer_tokens):
+                    if self.appended > most:
                         self.finish = "length"
                         return True
             if self.marks is not None:
@@ -282,7 +283,7 @@ class Answer:
         )
 
     async def put(self, kind: Kind, seq: int, text: str) -> None:
-        """Write a record by itself, and wait until this worker has read it back."""
+        """Write a record by itself, and wait until this worker knows the log up to it."""
         token_log, partition = app.services.token_log, self.job.partition
         offset = await token_log.put(partition, Token(self.question.turn_id, self.epoch, seq, kind, text))
         await token_log.until(partition, offset)

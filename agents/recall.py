@@ -24,6 +24,8 @@ async def recall(question: Question) -> list[str]:
     try:
         known = await app.services.memories.of(question.tenant, question.user, within=RECALL_SECONDS)
     except Retriable as error:
-        log.warning("memories not read", turn_id=question.turn_id, reason=str(error))
+        # While Elasticsearch is left alone after a failure, that has been said already.
+        say = log.warning if error.retry_after is None else log.debug
+        say("memories not read", turn_id=question.turn_id, reason=str(error))
         return []
     return relevant(known.facts, question.input) if known.enabled else []

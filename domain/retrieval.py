@@ -9,7 +9,7 @@ worth.
 
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from math import exp, sqrt
@@ -112,15 +112,15 @@ def _standard(ranking: Ranking) -> Ranking:
     return {key: (score - mean) / spread if spread > 1e-9 else 0.0 for key, score in ranking.items()}
 
 
-def distinct(found: Iterable[Found]) -> list[Found]:
-    """Return what was found without that which says again what stands before it."""
-    kept: list[tuple[Found, frozenset[str]]] = []
+def distinct(found: Iterable[Found]) -> Iterator[Found]:
+    """Yield what was found without that which says again what stands before it."""
+    kept: list[frozenset[str]] = []
     for each in found:
-        said = frozenset(words_in(each.passage.text))
+        said = _said(each.passage.text)
         # Shared words, as a share of all words of both, which are those of each without the shared ones once.
-        if all((1 + ALIKE) * len(said & other) <= ALIKE * (len(said) + len(other)) for _, other in kept):
-            kept.append((each, said))
-    return [each for each, _ in kept]
+        if all((1 + ALIKE) * len(said & other) <= ALIKE * (len(said) + len(other)) for other in kept):
+            kept.append(said)
+            yield each
 
 
 def by_document(found: Sequence[Found]) -> list[Found]:
@@ -185,8 +185,8 @@ def _coverage(question: str, best: Sequence[Found]) -> float:
     asked = frozenset(words_in(question))
     if not asked:
         return 1.0
-    said = (words_in(f"{each.passage.title} {each.passage.path} {each.passage.text}") for each in best)
-    return max(len(asked.intersection(words)) for words in said) / len(asked)
+    said = (_said(each.passage.text) | _said(each.passage.title) | _said(each.passage.path) for each in best)
+    return max(len(asked & words) for words in said) / len(asked)
 
 
 # -- words
@@ -211,6 +211,11 @@ ENDINGS: Final = ("ingly", "edly", "ing", "ied", "ies", "ed", "es", "ly", "s")
 def words_in(text: str) -> list[str]:
     """Return the words of a text that say something, without their endings."""
     return [stem for word in WORD.findall(text) if (stem := _stem(word))]
+
+
+@lru_cache(maxsize=1 << 10)  # the passages that are found for one question are found for others, too
+def _said(text: str) -> frozenset[str]:
+    return frozenset(words_in(text))
 
 
 def _tells(word: str) -> bool:

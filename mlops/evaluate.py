@@ -93,7 +93,7 @@ class Bench:
         """Return the documents that each way finds, best first."""
         # From here on the vectors are known, and no search goes without them on a busy machine.
         vector, *_ = await self.embedder.queries([query.text for query in queries(question.messages)])
-        words, near = await self.index.search(READER, keywords(question.messages[-1:]), vector, DEPTH)
+        words, near, _ = await self.index.search(READER, keywords(question.messages[-1:]), vector, DEPTH)
         best = [fuse(*rankings)[: PASSAGES * SPARE] for rankings in ((words, {}), ({}, near), (words, near))]
         passages = await self.index.read(READER, list({key for ranked in best for key, _ in ranked}))
         found = [by_document(found_in(passages, ranked)) for ranked in best]

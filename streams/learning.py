@@ -243,6 +243,9 @@ class Learner:
         except Rejected as error:
             metrics.documents.labels("failed").inc()
             log.warning("document not learned", document=task.document_id, reason=str(error))
+            if task.document.readers:
+                # What it was to replace might be read by somebody who is not to read it any more.
+                await self._index.forget(task.tenant, task.document_id)
             return replace(status, status="failed", error=str(error))
         metrics.documents.labels("learned").inc()
         title = next(iter(passages.values())).passage.title

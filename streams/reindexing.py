@@ -243,8 +243,8 @@ async def recalls(sides: Sequence[Side], questions: Sequence[Question], k: int) 
 async def _shares(side: Side, question: Question, k: int) -> tuple[float, float]:
     found = await side.retriever.search(question.reader, [{"role": "user", "content": question.query}], k=k)
     vector = await side.embedder.query(question.query)
-    _, ranking = await side.index.search(question.reader, [Query(question.query, 1.0)], vector, DEPTH)
-    best = sorted(ranking, key=ranking.__getitem__, reverse=True)
+    hits = await side.index.search(question.reader, [Query(question.query, 1.0)], vector, DEPTH)
+    best = sorted(hits.near, key=hits.near.__getitem__, reverse=True)
     read = await side.index.read(question.reader, best)
     near = list(dict.fromkeys(read[key][0].document_id for key in best if key in read))[:k]
     return _share(question, (each.passage.document_id for each in found)), _share(question, near)

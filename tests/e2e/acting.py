@@ -13,6 +13,18 @@ async def ask(page: Page, server: PageServer, question: str) -> Turn:
     return await server.asked(number)
 
 
+async def drop_file(page: Page, name: str, media_type: str, data: bytes) -> None:
+    """Drag a file over the page, and let it go."""
+    drop = """([name, type, bytes]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], name, { type }));
+        for (const kind of ["dragenter", "drop"]) {
+            document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+        }
+    }"""
+    await page.evaluate(drop, [name, media_type, list(data)])
+
+
 def last_answer(page: Page) -> Locator:
     """The text of the newest answer."""
     return page.locator(".turn .prose").last

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from playwright.async_api import FilePayload, Page, expect
 
-from tests.e2e.acting import ask, expect_ended, last_answer
+from tests.e2e.acting import ask, drop_file, expect_ended, last_answer
 from tests.support.page_server import PageServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -134,14 +134,7 @@ async def test_each_file_is_a_row_and_a_bad_one_stops_no_other(page: Page, serve
 
 
 async def test_files_that_are_dropped_on_the_page_are_given(page: Page, server: PageServer) -> None:
-    drop = """() => {
-        const data = new DataTransfer();
-        data.items.add(new File(["# Leave"], "leave.md", { type: "text/markdown" }));
-        for (const type of ["dragenter", "drop"]) {
-            document.body.dispatchEvent(new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true }));
-        }
-    }"""
-    await page.evaluate(drop)
+    await drop_file(page, "leave.md", "text/markdown", b"# Leave")
 
     await expect(page.locator("#documents-list li")).to_contain_text("leave.md")
     await expect(page.locator("#drop")).to_be_hidden()
@@ -161,6 +154,8 @@ async def test_a_document_is_deleted_when_that_is_confirmed(page: Page, server: 
 
     await expect(row).to_have_count(0)
     await server.until(lambda: not server.knowledge.documents)
+    await page.keyboard.press("Escape")
+    await expect(page.locator("dialog[open]")).to_have_count(0)
 
 
 async def test_a_list_that_cannot_be_read_says_so_and_can_be_asked_for_again(page: Page, server: PageServer) -> None:
@@ -194,6 +189,8 @@ async def test_what_is_remembered_can_be_changed_and_erased(page: Page, server: 
 
     await expect(page.locator("#memories-empty")).to_contain_text("Nothing yet")
     assert server.knowledge.memories == {}
+    await page.keyboard.press("Escape")
+    await expect(page.locator("dialog[open]")).to_have_count(0)
 
 
 async def test_memory_is_switched_off_by_the_user_and_not_where_the_operator_did(

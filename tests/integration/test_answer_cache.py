@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 
 from adapters.answer_cache import AnswerCache
 from adapters.elastic import Elastic
+from adapters.embedder import Embedder, open_embedders
 from adapters.passage_index import PassageIndex
 from adapters.search_index import Erasure, SearchIndex
 from config.settings import Settings
@@ -62,14 +63,14 @@ class Setup:
     def __init__(self, url: str, prefix: str, **settings: object) -> None:
         self.url, self.prefix = url, prefix
         self.now = 1_790_000_000.0
-        self.embedder: FakeEmbedder | None = FakeEmbedder()
+        self.embedder: FakeEmbedder | Embedder | None = FakeEmbedder()
         self.elastic = Elastic(url)
         chosen = Settings.model_validate(
             {"index_prefix": prefix, "answer_cache": "tenant", "input_price": 2.0} | settings
         )
         self.cache = AnswerCache(self.elastic, chosen, self._embedder, clock=lambda: self.now)
 
-    async def _embedder(self) -> FakeEmbedder | None:
+    async def _embedder(self) -> FakeEmbedder | Embedder | None:
         return self.embedder
 
     async def keep(self, asked: Asked, answer: str = "Three months [1].", conversation_id: str = CONVERSATION) -> None:
@@ -140,6 +141,21 @@ async def test_a_question_that_means_the_same_is_a_hit_and_one_that_only_looks_l
     assert await it.kind(replace(ASKED, question="How long is the notice period of contractors?")) is None
     assert await it.kind(replace(ASKED, question="Roughly, how long is the notice period?")) is None
     assert await it.kind(replace(ASKED, question="Is it raining?")) is None
+
+
+async def test_the_built_in_model_tells_the_same_question_in_other_words_from_another_one(it: Setup) -> None:
+    async with open_embedders(Settings()) as embedders:
+        it.embedder = embedders.of(Settings().embedding_model)
+        await it.embedder.loaded()
+        text = "A consumer group shares the partitions of a topic. Create topics first. A file's maximum size is 1 MB."
+        asked = replace(ASKED, retrieved=Retrieved("found", (Found("p", Passage("doc", "", "", text), 1.0),)))
+        for question in ("How do I create a topic?", "What is a consumer group?", "What is the maximum file size?"):
+            await it.keep(replace(asked, question=question))
+
+        for same in ("How can I create a topic?", "How to create a topic", "Explain what a consumer group is"):
+            assert await it.kind(replace(asked, question=same)) == "hit", same
+        for other in ("How do I delete a topic?", "What is a consumer?", "What is the minimum file size?"):
+            assert await it.kind(replace(asked, question=other)) is None, other
 
 
 async def test_what_others_have_asked_many_times_does_not_stand_in_the_way(it: Setup) -> None:
@@ -230,7 +246,7 @@ async def test_what_is_shared_by_all_needs_no_vectors(services: Services, index_
 
 async def test_while_there_are_no_vectors_the_same_words_are_found(it: Setup) -> None:
     await it.keep(ASKED)
-    assert it.embedder is not None
+    assert isinstance(it.embedder, FakeEmbedder)
     it.embedder.is_away = True
 
     assert await it.kind(ASKED) == "exact"

@@ -254,6 +254,17 @@ async def test_whom_a_document_is_taken_from_finds_no_passage_of_it_any_more(kno
         assert not await known.found(BOB, "earns days")
 
 
+async def test_a_document_that_cannot_be_learned_for_fewer_readers_is_not_left_to_the_others(known: Knowledge) -> None:
+    async with known.learning():
+        await known.give("plan", "Ann earns much.")
+        await known.until("plan", "learned")
+        await known.give("plan", file=b"%PDF-1.4 broken", media_type="application/pdf", readers=["ann"])
+        await known.until("plan", "failed")
+
+        assert await known.found(BOB, "earns") == set()
+        assert await known.found(ANN, "earns") == set()
+
+
 async def test_a_document_that_is_forgotten_leaves_nothing(known: Knowledge) -> None:
     async with known.learning():
         await known.give("d", "Thirty days.")

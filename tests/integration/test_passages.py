@@ -16,6 +16,7 @@ from adapters.retriever import Retriever
 from config.settings import Settings
 from domain.errors import EmbedderUnavailable, Rejected, SinkUnavailable
 from domain.knowledge import Passage, Reader
+from domain.retrieval import Query
 from tests.support.embedding import DIMS, WordEmbedders
 from tests.support.search import FailingSearch
 from tests.support.services import Services
@@ -165,6 +166,29 @@ async def test_a_passage_is_not_read_by_its_id_either(known: Knowledge) -> None:
 
     assert {each.text for each, _ in (await known.index.read(BOB, ids)).values()} == {"the office opens at nine"}
     assert {each.text for each, _ in (await known.index.read(EVE, ids)).values()} == {"the office of evil opens at ten"}
+
+
+async def test_a_passage_is_read_once_until_it_is_written_again(known: Knowledge) -> None:
+    said = [Query("office", 1.0)]
+    words, _, stamps = await known.index.search(ANN, said, None, 5)
+    first = await known.index.read(ANN, list(words), stamps)
+    assert [passage.text for passage, _ in first.values()] == ["the office opens at nine"]
+    if not stamps:
+        pytest.skip("this Elasticsearch does not tell which writing of a document it has found")
+
+    known.index.alias = "nowhere"  # now nothing can be read
+    assert await known.index.read(ANN, list(words), stamps) == first
+    with pytest.raises(SinkUnavailable):
+        await known.index.read(ANN, list(words))
+
+
+async def test_what_stands_beside_a_passage_is_never_that_of_an_earlier_writing(known: Knowledge) -> None:
+    said = [Query("office", 1.0)]
+    for readers, is_public in (((), True), (("ann",), False), ((), True)):
+        await known.learn("handbook", "the office opens at nine", readers=readers)
+        words, _, stamps = await known.index.search(ANN, said, None, 5)
+        read = await known.index.read(ANN, list(words), stamps)
+        assert [public for _, public in read.values()] == [is_public]
 
 
 async def test_documents_of_two_tenants_with_one_id_do_not_touch(known: Knowledge) -> None:

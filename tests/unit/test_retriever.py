@@ -9,12 +9,11 @@ import structlog
 
 from adapters import retriever
 from adapters.embedder import Embedders
-from adapters.passage_index import Index, PassageIndex
+from adapters.passage_index import Hits, Index, PassageIndex
 from adapters.retriever import Retriever
 from config.settings import Settings
 from domain.errors import EmbedderUnavailable, Rejected, SinkUnavailable
 from domain.knowledge import Passage, Reader
-from domain.retrieval import Ranking
 from tests.support.embedding import DIMS, WordEmbedders
 
 ANN = Reader("acme", "ann")
@@ -40,14 +39,15 @@ class FakeIndex:
 
     async def search(
         self, _reader: Reader, _said: object, vector: Sequence[float] | None, _depth: int, *, of: str
-    ) -> tuple[Ranking, Ranking]:
+    ) -> Hits:
         assert of == self.serving.name
         self.vectors.append(vector)
         if self.is_empty:
-            return {}, {}
-        return {"p1": 3.0, "p2": 2.0, "p3": 1.0}, {"p1": 0.9, "p2": 0.8, "p3": 0.1} if vector else {}
+            return Hits({}, {}, {})
+        near = {"p1": 0.9, "p2": 0.8, "p3": 0.1} if vector else {}
+        return Hits({"p1": 3.0, "p2": 2.0, "p3": 1.0}, near, {})
 
-    async def read(self, _reader: Reader, ids: Sequence[str]) -> dict[str, tuple[Passage, bool]]:
+    async def read(self, _reader: Reader, ids: Sequence[str], _stamps: object) -> dict[str, tuple[Passage, bool]]:
         return {key: (Passage(self.documents[key], "", "", TEXTS[key]), True) for key in ids}
 
     async def has_any(self, _reader: Reader) -> bool:

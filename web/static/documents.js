@@ -9,6 +9,7 @@
 import { explain } from "./errors.js";
 import { iconButton } from "./icons.js";
 import { announce, notice } from "./notices.js";
+import { keepFocus } from "./panels.js";
 import { patiently } from "./patience.js";
 
 /** @typedef {{document_id: string, title: string, status: string, passages: number, error?: string | null}} DocumentInfo */
@@ -116,6 +117,7 @@ export class Documents {
     byId("documents-list").replaceChildren(...this.#rows.map((row) => this.#item(row)));
     byId("documents-empty").hidden = this.#rows.length > 0 || !byId("documents-problem").hidden;
     byId("documents-more").hidden = !this.#next;
+    keepFocus(this.#dialog, byId("documents-close"));
   }
 
   /** @param {Row} row */

@@ -6,6 +6,7 @@
 import { explain } from "./errors.js";
 import { iconButton } from "./icons.js";
 import { announce, notice } from "./notices.js";
+import { keepFocus } from "./panels.js";
 import { patiently } from "./patience.js";
 
 /** @typedef {{id: string, text: string, source?: {conversation_id: string} | null}} Memory */
@@ -39,6 +40,10 @@ export class Memories {
   /** Show the panel, with what is remembered now. */
   async open() {
     if (!this.#dialog.open) this.#dialog.showModal();
+    await this.#read();
+  }
+
+  async #read() {
     byId("memories-problem").hidden = true;
     byId("memories-loading").hidden = this.#page !== null;
     try {
@@ -65,7 +70,7 @@ export class Memories {
       const { title, advice } = explain(error);
       notice(`Not changed. ${title} ${advice}`);
     }
-    await this.open();
+    await this.#read();
   }
 
   #render() {
@@ -82,6 +87,7 @@ export class Memories {
     } else {
       empty.textContent = page.switchable ? "Memory is off: nothing is kept." : "Memory is switched off on this server.";
     }
+    keepFocus(this.#dialog, byId("memories-close"));
   }
 
   /** @param {Memory} memory */
