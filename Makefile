@@ -30,8 +30,8 @@ $(INSTALLED): requirements.lock pyproject.toml deploy/install.sh
 
 ##@ Work on it
 .PHONY: test
-test: $(INSTALLED) ## Run all tests, on services that it starts itself: make test ARGS="-k fold"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## Run all tests, a process for each core, on services that they start: make test ARGS="-k fold"
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style (ruff), shell scripts (shellcheck) and the Dockerfile (hadolint)
