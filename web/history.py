@@ -6,10 +6,13 @@ of it hides what the archive still has.
 """
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from domain.errors import LogUnavailable, SinkUnavailable
 from domain.history import Owner, is_near, page_of
@@ -122,7 +125,8 @@ async def turns(
                 raise
             stored, unavailable = [], True
     page = page_of(near, stored, _turn_id, before=before, limit=limit)
-    return Turns(_as_answered(page.items[::-1], near), page.has_more, unavailable)
+    shown = [_without_texts(turn) for turn in _as_answered(page.items[::-1], near)]
+    return Turns(shown, page.has_more, unavailable)
 
 
 def _as_answered(turns: Sequence[TurnInConversation], near: Sequence[TurnInConversation]) -> list[TurnInConversation]:
@@ -134,6 +138,11 @@ def _as_answered(turns: Sequence[TurnInConversation], near: Sequence[TurnInConve
     ours = iter([turn for turn in near if turn.turn_id in shown])
     known = {turn.turn_id for turn in near}
     return [next(ours) if turn.turn_id in known else turn for turn in turns]
+
+
+def _without_texts(turn: TurnInConversation) -> TurnInConversation:
+    """Return a turn with the titles of its citations, wherever it was read: the table has no more of them."""
+    return replace(turn, citations=[dataclasses.replace(each, text="") for each in turn.citations])
 
 
 def _turn_id(turn: TurnInConversation) -> str:

@@ -147,7 +147,10 @@ class TurnView(ShownTurn, frozen=True, kw_only=True):
 
 
 class TurnInConversation(ShownTurn, frozen=True, kw_only=True):
-    """A turn as its conversation shows it. ``parent``: the turn that it follows, or none."""
+    """A turn as its conversation shows it. ``parent``: the turn that it follows, or none.
+
+    The ``citations`` have no texts here, as they would make most of the page: ``GET /v1/turns/{turn_id}`` has them.
+    """
 
     parent: str | None = None
 

@@ -249,6 +249,20 @@ async def test_while_the_archive_is_away_the_latest_turns_are_there_and_it_is_sa
     assert (inputs(part), part["older_unavailable"]) == ([f"Question {number}?" for number in (1, 2, 3)], False)
 
 
+async def test_citations_of_archived_turns_come_by_title_as_those_of_the_table_do(
+    web: Web, history: FakeHistory
+) -> None:
+    conversation_id = await web.begin()
+    archive(history, conversation_id, 2)
+    await answered(web, "Question 3?", conversation_id)
+    has_left(web, conversation_id, _of(conversation_id, 2))
+
+    part = await read(web, conversation_id)
+
+    given = [[(each["title"], each["text"]) for each in turn["citations"]] for turn in part["turns"]]
+    assert given == [[("Manual", "")], [("Manual", "")] * 2, []]
+
+
 async def test_a_turn_that_has_left_the_table_and_is_not_archived_yet_is_read_from_kafka(web: Web) -> None:
     conversation_id = await web.begin()
     one, two, three = [await answered(web, text, conversation_id) for text in ("one", "two", "three")]
