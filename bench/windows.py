@@ -1,7 +1,7 @@
 """How fast the archive writes, beside the least that could be done: rows a second of a flush against raw COPY or bulk.
 
     python -m bench.windows postgres [--rows 1000,10000] [--filled 100000,2000000] [--repeat 9]
-    python -m bench.windows elasticsearch [--rows 1000,10000] [--repeat 9]
+    python -m bench.windows elasticsearch [--rows 1000,10000] [--repeat 9] [--warm-up 15]
 
 Needs DATABASE_URL; makes schemas of its own there and drops them at the end. "Raw" is one transaction that copies the
 same rows, all of those that are new, into twins of the tables, with their indexes and partitions: without progress,
@@ -10,6 +10,7 @@ median of the ratios of neighbours counts. Then a flush into tables that hold so
 its twin that is empty.
 
 Of Elasticsearch, at ELASTICSEARCH_URL, "raw" is the same NDJSON, encoded before, in one request to a twin of the index.
+Rounds of the first seconds do not count: a fresh JVM has yet to compile what it does often, on the cores that both use.
 """
 
 import argparse
@@ -53,8 +54,6 @@ ANSWER: Final = "The water wheel turns because the headrace brings it water, and
 START_MS: Final = int(time.time() * 1000) - 3_600_000
 # Turns in conversations that are there already: most people say more than one thing.
 CONTINUED: Final = 0.5
-# Rounds that do not count: a JVM compiles what it does often, and the first documents make their index.
-WARM_UP: Final = 5
 
 
 @dataclass
@@ -254,32 +253,37 @@ async def bulk_raw(session: aiohttp.ClientSession, url: str, lines: bytes) -> No
             raise SystemExit(f"Elasticsearch does not take it: {answer.status} {await answer.text()}")
 
 
-async def against_raw_bulk(url: str, rows: int, repeat: int) -> None:
+async def against_raw_bulk(url: str, rows: int, repeat: int, warm_up: float) -> None:
     """Print a flush's rate and that of the same documents sent raw."""
     maker = Maker(random.Random(rows))  # noqa: S311
     async with indices(url) as ours, indices(url) as twin, aiohttp.ClientSession() as session:
         flush = Flush(ours)
         flushed: list[float] = []
         sent: list[float] = []
-        for number in range(WARM_UP + repeat):
+        warm = time.perf_counter() + warm_up
+        while len(sent) < repeat:
+            if time.perf_counter() < warm:
+                sent.clear()
+                flushed.clear()
             turns = maker.turns(rows)
             lines = b"".join(map(twin.action, turns))
-            if number % 2:
+            first = len(sent) % 2
+            if first:
                 flushed.append(await timed(flush(turns)))
             sent.append(await timed(bulk_raw(session, url, lines)))
-            if not number % 2:
+            if not first:
                 flushed.append(await timed(flush(turns)))
-    ratio = statistics.median(raw / ours for raw, ours in zip(sent[WARM_UP:], flushed[WARM_UP:], strict=True))
+    ratio = statistics.median(raw / ours for raw, ours in zip(sent, flushed, strict=True))
     print(
-        f"{rows:>7,} documents: flush {rows / statistics.median(flushed[WARM_UP:]):>8,.0f}/s,"
-        f" raw {rows / statistics.median(sent[WARM_UP:]):>8,.0f}/s, ratio {ratio:.2f}"
+        f"{rows:>7,} documents: flush {rows / statistics.median(flushed):>8,.0f}/s,"
+        f" raw {rows / statistics.median(sent):>8,.0f}/s, ratio {ratio:.2f}"
     )
 
 
-async def elasticsearch(url: str, rows: Sequence[int], repeat: int) -> None:
+async def elasticsearch(url: str, rows: Sequence[int], repeat: int, warm_up: float) -> None:
     """Measure the sink in Elasticsearch."""
     for count in rows:
-        await against_raw_bulk(url, count, repeat)
+        await against_raw_bulk(url, count, repeat, warm_up)
 
 
 def main() -> None:
@@ -289,11 +293,12 @@ def main() -> None:
     parser.add_argument("--rows", type=_numbers, default=[1000, 10_000])
     parser.add_argument("--filled", type=_numbers, default=[100_000, 2_000_000])
     parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--warm-up", type=float, default=15)
     asked = parser.parse_args()
     if asked.sink == "postgres":
         asyncio.run(postgres(os.environ["DATABASE_URL"], asked.rows, asked.filled, asked.repeat))
     else:
-        asyncio.run(elasticsearch(os.environ["ELASTICSEARCH_URL"].rstrip("/"), asked.rows, asked.repeat))
+        asyncio.run(elasticsearch(os.environ["ELASTICSEARCH_URL"].rstrip("/"), asked.rows, asked.repeat, asked.warm_up))
 
 
 def _numbers(text: str) -> list[int]:

@@ -366,6 +366,32 @@ async def test_an_erasure_in_the_middle_of_a_batch_leaves_nothing_of_it(
     assert set(it.answers()) == {turn_id(2)}
 
 
+async def test_what_was_erased_stays_so_when_an_older_or_a_newer_one_is_erased_too(it: Setup) -> None:
+    await it.erase(0, 4)
+    await it.erase(1, 6)
+    await it.erase(2, 2)
+    await it.keep(0, *(turn(number, conversation=number) for number in range(1, 8)))
+
+    assert set(it.answers()) == {turn_id(number) for number in (1, 3, 5, 7)}
+
+
+async def test_erasures_of_several_workers_at_once_all_hold(it: Setup) -> None:
+    await asyncio.gather(*(it.erase(0, number, again=True) for number in range(8, 0, -1)))
+    await it.keep(0, *(turn(number, conversation=number) for number in range(1, 10)))
+
+    assert set(it.answers()) == {turn_id(9)}
+
+
+async def test_erasures_hold_that_a_worker_wrote_who_knew_of_no_newest(it: Setup) -> None:
+    await it.erase(0, 2)
+    with Elasticsearch(it.url) as client:
+        client.index(index=f"{it.prefix}erased", id=search_index.MARK, document={})
+    await it.erase(1, 1)
+    await it.keep(0, turn(1, conversation=1), turn(2, conversation=2), turn(3, conversation=3))
+
+    assert set(it.answers()) == {turn_id(3)}
+
+
 async def test_what_was_erased_stays_so_when_turns_are_written_again(it: Setup) -> None:
     await it.keep(0, turn(1), turn(2, conversation=1))
     await it.erase(0, 0)
