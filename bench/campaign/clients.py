@@ -7,9 +7,9 @@ comments, is taken up again elsewhere with Last-Event-ID. What they note is judg
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
 from time import monotonic, time
@@ -30,10 +30,11 @@ GIVE_UP_SECONDS: Final = 120.0
 SILENT_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 2.5
 FELT_SECONDS: Final = 0.3
-"""A gap between two events counts as silence if it is longer than the answer's pace by this."""
+"""A wait for the next word counts as silence if it is longer than the model's own by this."""
 
 # What a worker says that has not read a turn's end yet, which the client has seen elsewhere.
 NOT_FINISHED: Final = '"turn_not_finished"'
+STARTED: Final = b"turn.started"
 FINAL: Final = frozenset({"turn.completed", "turn.stopped", "turn.failed", "turn.handed_over"})
 
 
@@ -43,7 +44,7 @@ class Dropped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Silence in the middle of an answer, by the monotonic clock; ``seconds`` is without the answer's usual pace."""
+    """Silence before or in the middle of an answer, by the monotonic clock; ``seconds`` is without the model's own."""
 
     since: float
     until: float
@@ -52,14 +53,16 @@ class Gap:
 
 @dataclass(slots=True)
 class Seen:
-    """What one reader saw of a turn. ``problems``: what no server may do, in words."""
+    """What one reader saw of a turn. ``problems``: what no server may do, in words.
+
+    ``last_at``: since when it waits for the next word, 0 as long as that is another turn's doing.
+    """
 
     next_id: int = 0
     pieces: list[str] = field(default_factory=list)
     outcome: str = ""
     error: str = ""
     connections: int = 0
-    first_at: float = 0.0
     last_at: float = 0.0
     ended_at: float = 0.0
     gaps: list[Gap] = field(default_factory=list)
@@ -73,7 +76,10 @@ class Seen:
 
 @dataclass(slots=True)
 class Turn:
-    """A turn that a server accepted, and all that its client knows of it."""
+    """A turn that a server accepted, and all that its client knows of it.
+
+    ``behind``: when it was accepted, another turn of its conversation was open, or may have been.
+    """
 
     errand: Errand
     question: str
@@ -84,6 +90,7 @@ class Turn:
     accepted_wall: float
     affliction: str = ""
     again: bool = False
+    behind: bool = False
     stop_asked: bool = False
     seen: Seen = field(default_factory=Seen)
 
@@ -107,6 +114,8 @@ class Load:
         self._opening = [asyncio.Lock() for _ in range(SLOTS)]
         self._afflictions: deque[str] = deque()
         self._open: set[aiohttp.ClientResponse] = set()
+        self._asking: Counter[str] = Counter()  # by conversation: the clients that ask there, or read their answer
+        self._unclear: set[str] = set()  # conversations that may have a turn that no client knows
         self._tasks: set[asyncio.Task[None]] = set()
         self.turns: list[Turn] = []
         self.conversations: dict[str, int] = {}
@@ -174,19 +183,29 @@ class Load:
         directives = f"tokens={job.tokens} pace={job.pace} {MODEL_FAULTS.get(affliction, '')}".strip()
         question = f"q{job.number} [{directives}]"
         path = f"/v1/conversations/{conversation_id}/turns"
-        turn = await self._ask(job, path, {"input": question}, f"ask {job.number}", question, conversation_id)
-        if turn is None:
-            return
-        turn.affliction = affliction
-        await self._follow(turn)
+        with self._at_work(conversation_id):
+            turn = await self._ask(job, path, {"input": question}, f"ask {job.number}", question, conversation_id)
+            if turn is None:
+                return
+            turn.affliction = affliction
+            await self._follow(turn)
         if job.regenerates and turn.seen.outcome == "completed":
             path = f"/v1/turns/{turn.turn_id}/regenerate"
-            again = await self._ask(job, path, {}, f"again {job.number}", question, conversation_id)
-            if again is not None:
-                again.again = True
-                await self._follow(again)
+            with self._at_work(conversation_id):
+                again = await self._ask(job, path, {}, f"again {job.number}", question, conversation_id)
+                if again is not None:
+                    again.again = True
+                    await self._follow(again)
 
     # -- asking
+
+    @contextmanager
+    def _at_work(self, conversation_id: str) -> Iterator[None]:
+        self._asking[conversation_id] += 1
+        try:
+            yield
+        finally:
+            self._asking[conversation_id] -= 1
 
     async def _conversation(self, job: Errand) -> str:
         async with self._opening[job.slot]:
@@ -208,8 +227,10 @@ class Load:
             answer = await self._once(path, body, job.tenant)
             if answer is None:  # nobody knows whether it was accepted: neither a promise nor a loss
                 self.unanswered += 1
+                self._unclear.add(conversation_id)
                 return None
         turn = Turn(job, question, conversation_id, answer["turn_id"], asked_at, monotonic(), time())
+        turn.behind = self._asking[conversation_id] > 1 or conversation_id in self._unclear
         self.turns.append(turn)
         if job.repeats:
             self.repeated += 1
@@ -270,6 +291,7 @@ class Load:
         drops = list(turn.errand.drop_after)
         stops: list[asyncio.Task[None]] = []
         seen, deadline = turn.seen, monotonic() + GIVE_UP_SECONDS
+        seen.last_at = 0.0 if turn.behind else monotonic()
         while not seen.outcome:
             if monotonic() > deadline:
                 seen.problems.append(f"no end within {GIVE_UP_SECONDS:.0f} s, after {seen.next_id} events")
@@ -337,11 +359,17 @@ def take(turn: Turn, event: bytes, now: float) -> None:
         seen.outcome = name.decode().removeprefix("turn.")
         seen.ended_at = now
         seen.error = json.dumps(json.loads(data).get("error")) if seen.outcome == "failed" else ""
-    usual = 1 / turn.errand.pace
-    if not seen.first_at:
-        seen.first_at = now
-    elif now - seen.last_at - usual > FELT_SECONDS and turn.errand.reading == "steady":
-        seen.gaps.append(Gap(seen.last_at, now, now - seen.last_at - usual))
+    if name != STARTED or turn.behind:  # a reader sees nothing of it, but a turn that was behind has its begin there
+        _felt(turn, now)
+
+
+def _felt(turn: Turn, now: float) -> None:
+    """Note how long the reader waited for what it sees now."""
+    seen = turn.seen
+    of_the_model = 1 / turn.errand.pace if len(seen.pieces) > 1 else 0.0  # its first word comes at once
+    silent = now - seen.last_at - of_the_model
+    if seen.last_at and silent > FELT_SECONDS and turn.errand.reading == "steady":
+        seen.gaps.append(Gap(seen.last_at, now, silent))
     seen.last_at = now
 
 

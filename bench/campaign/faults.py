@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from bench.campaign.cluster import PARTITIONS, Cluster, Member
-from bench.campaign.schedule import MODEL_FAULTS, Fault
+from bench.campaign.schedule import MODEL_FAULTS, NOT_DONE, Fault
 from tests.support.worker import WorkerDied
 
 TOKENS: Final = "chat.tokens.v1"
@@ -191,7 +191,7 @@ async def clock_jumps(fault: Fault, cluster: Cluster, _: Talk) -> str:
 async def disk_full(fault: Fault, cluster: Cluster, _: Talk) -> str:
     """A worker's data folder takes nothing more for a while."""
     if not cluster.disks:
-        return "none: nothing can be mounted here"
+        return f"{NOT_DONE}nothing can be mounted here"
     member = cluster.victim(fault.target)
     filler = member.worker.folder / "data" / "filler"
     try:

@@ -79,6 +79,8 @@ MODEL_FAULTS: Final[Mapping[str, str]] = {
     "model sends an error": "fault=error after=8",
 }
 
+# How a fault's note begins that could not be done where the campaign runs.
+NOT_DONE: Final = "nobody: "
 
 SHORT: Final = (
     "worker SIGKILL",

@@ -1,4 +1,7 @@
-"""Dead workers are found in a moment: by their supervisor, or by their peers. Kafka's own time-out is out of reach."""
+"""Dead workers are found in a moment: by their supervisor, or by their peers; without both, by Kafka's own time-out.
+
+Each of the three is tested alone: the other two are switched off, or out of reach.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,6 +19,8 @@ from tests.support.worker import Worker
 # Ten times as long as what is shown here may take, so that nothing else can explain it.
 SESSION = "60"
 WITHIN = 20.0
+BACKSTOP = 6
+"""What a session has by default, in seconds, for whom nobody else looks after."""
 
 StartPair = Callable[..., Awaitable[list[Worker]]]
 
@@ -77,6 +82,11 @@ class Answers:
         while self._model.tokens_sent < before + 160:
             await asyncio.sleep(0.02)
 
+    @property
+    def over(self) -> int:
+        """How many readers have seen the end."""
+        return sum(reader.done() for reader in self._readers)
+
     async def whole(self) -> None:
         """Return when all readers have seen every word once, in order, on one connection each."""
         async with asyncio.timeout(WITHIN):
@@ -128,3 +138,22 @@ async def test_a_worker_that_was_frozen_is_evicted_and_joins_again_and_nothing_i
     await answers.whole()
     await shared(http, [frozen, other])
     assert "peer evicted" not in frozen.log.read_text(), "it was frozen, and took that for the silence of others"
+
+
+async def test_answers_go_on_when_nobody_but_kafka_finds_out_that_a_worker_is_dead(
+    start_pair: StartPair, model: ModelServer, http: aiohttp.ClientSession
+) -> None:
+    killed, survivor = await start_pair(HEADRACE_PEER_SECONDS="0", HEADRACE_SESSION_SECONDS=str(BACKSTOP))
+    answers = Answers(ChatClient(http, survivor.url), model)
+    await answers.begin()
+    assert not answers.over
+
+    killed.kill()
+
+    async with asyncio.timeout(2 * BACKSTOP):
+        while await partitions(http, survivor) != 8:
+            await asyncio.sleep(0.05)
+    await answers.whole()
+    logs = killed.log.read_text() + survivor.log.read_text()
+    assert "peer evicted" not in logs
+    assert "members evicted" not in logs

@@ -3,11 +3,13 @@
     python -m tests.support.supervised STOP_SECONDS PAUSE CHILD
 
 CHILD is Python code. A process of its own, because a supervisor reaps every child of its process. Says on stdout
-what it would do to Kafka and how often the child had died when it chose a pause.
+what it would do to Kafka and how often the child had died when it chose a pause. A PAUSE below 0: there is none, and a
+SIGTERM comes in that very moment.
 """
 
 import asyncio
 import ctypes
+import signal
 import sys
 
 from config import logging
@@ -32,7 +34,9 @@ async def main(stop_seconds: str, pause: str, child: str) -> int:
 
     def pause_before(deaths: int) -> float:
         say(f"deaths {deaths}")
-        return float(pause)
+        if float(pause) < 0:
+            signal.raise_signal(signal.SIGTERM)
+        return max(0.0, float(pause))
 
     command = [sys.executable, "-c", child]
     return await Supervisor(command, evict, stop_seconds=float(stop_seconds), pause=pause_before).run()

@@ -8,6 +8,15 @@ override can go. The changelog's faults have tests of their own (`test_table_rec
 - rows in RocksDB that are ahead of the committed offset after a crash: they cannot be avoided, only made harmless. That
   a finished turn may be put into its conversation twice is tested in `test_conversation.py`.
 - windows that close twice or never: nothing here uses Faust's windows.
+- an error in ``noack_take``, after which nothing is committed any more and a shutdown hangs: nothing here uses it. What
+  is taken by many at a time is `streams.batches`, and `test_batches.py` has its errors.
+- ``recovery.completed``, which is set before a worker can read and write its tables: nothing here asks for it. What
+  `ChatApp.ready` and `ChatApp.settled` ask instead, every test does that waits for a worker (`test_two_workers.py`).
+- no heartbeats while Faust's callbacks for a new assignment run, because aiokafka stops them before it joins again: it
+  takes a Kafka that ends sessions. So nothing slow is in them: tables come back after them (`test_table_recovery.py`),
+  and the tail of tokens does not wait for Kafka there (`test_token_log_hub.py`).
+- a thousand lines of aiokafka's in twelve seconds while a broker is away: it takes the outage. That of such lines the
+  first and their number are logged is tested in `test_logging.py`.
 """
 
 import asyncio
