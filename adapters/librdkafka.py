@@ -80,30 +80,39 @@ class LeaderLook:
 
 
 def offsets_for_times(
-    consumer: Consumer, asked: list[TopicPartition], patience: float, give_up: Callable[[float], bool]
+    consumer: Consumer,
+    asked: list[TopicPartition],
+    patience: float,
+    give_up: Callable[[float], bool],
+    *,
+    partial: bool = False,
 ) -> list[TopicPartition]:
     """Return what a consumer's method of this name does; raises `KafkaException` after so many seconds at the latest.
 
     librdkafka asks the leaders that it has heard of, again and again: a dead broker until the time is over, and
     a topic that it met before it had leaders never. So they are looked for anew between two tries. ``give_up`` is
-    called with a pause to wait for, and says whether to go on at all.
+    called with a pause to wait for, and says whether to go on at all. ``partial``: leave out the partitions that nobody
+    leads, unless that is all of them.
     """
+    strict = True
     deadline = time.monotonic() + patience
     while (left := deadline - time.monotonic()) > patience / 2:
         try:
-            return _without_errors(consumer.offsets_for_times(asked, min(TRY_SECONDS, left)))
+            return _without_errors(consumer.offsets_for_times(asked, min(TRY_SECONDS, left)), strict=strict)
         except KafkaException:
             if give_up(TRY_PAUSE_SECONDS):
                 raise
             consumer.list_topics(timeout=max(TRY_PAUSE_SECONDS, deadline - time.monotonic()))
-    return _without_errors(consumer.offsets_for_times(asked, left))
+            strict = not partial
+    return _without_errors(consumer.offsets_for_times(asked, left), strict=strict)
 
 
-def _without_errors(answers: list[TopicPartition]) -> list[TopicPartition]:
+def _without_errors(answers: list[TopicPartition], *, strict: bool) -> list[TopicPartition]:
+    told = [answer for answer in answers if answer.error is None]
     for answer in answers:
-        if answer.error is not None:
+        if answer.error is not None and (strict or not told):
             raise KafkaException(answer.error)
-    return answers
+    return told
 
 
 def client_config(bootstrap: str, complaints: OnError, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -139,6 +139,13 @@ class LogReader:
         times = dict.fromkeys(partitions, END)
         return await self._offsets_at(topic, times)
 
+    async def ends_told(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the same, but without the partitions that no broker leads now."""
+        times = dict.fromkeys(partitions, END)
+        return await self._run(
+            lambda consumer, cancelled: self._offsets(consumer, topic, times, cancelled, partial=True)
+        )
+
     async def beginnings(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Return for each partition the first offset that the log still has."""
         times = dict.fromkeys(partitions, BEGINNING)
@@ -209,15 +216,26 @@ class LogReader:
         return await self._run(lambda consumer, cancelled: self._offsets(consumer, topic, times, cancelled))
 
     def _offsets(
-        self, consumer: Consumer, topic: str, times: Mapping[int, int], cancelled: threading.Event
+        self,
+        consumer: Consumer,
+        topic: str,
+        times: Mapping[int, int],
+        cancelled: threading.Event,
+        *,
+        partial: bool = False,
     ) -> dict[int, int]:
         """Return for each partition its first offset at or after a time in ms.
 
-        For the time `END` that is the end of the partition; -1 where no record is that late.
+        For the time `END` that is the end of the partition; -1 where no record is that late. ``partial``: leave out
+        those that no broker leads.
         """
         asked = [TopicPartition(topic, partition, at) for partition, at in times.items()]
         answers = offsets_for_times(
-            consumer, asked, self._patience, lambda pause: cancelled.is_set() or self._closing.wait(pause)
+            consumer,
+            asked,
+            self._patience,
+            lambda pause: cancelled.is_set() or self._closing.wait(pause),
+            partial=partial,
         )
         return {answer.partition: answer.offset for answer in answers}
 

@@ -16,7 +16,7 @@ fetches large and seldom, and only what others wrote depends on it.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -58,7 +58,7 @@ class Tail(Protocol):
 class Log(Protocol):
     """What the hub wants of a log reader."""
 
-    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]: ...  # noqa: D102
+    async def ends_told(self, topic: str, partitions: Iterable[int]) -> dict[int, int]: ...  # noqa: D102
     async def scan(  # noqa: D102
         self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Message], bool]
     ) -> None: ...
@@ -162,10 +162,11 @@ class TokenHub:
         self._eager, self._patient = open_tail(self.take, False), open_tail(self.take, True)
         self._sweeper = self._loop.create_task(self._sweep_for_ever(), name="token-hub-sweep")
 
-    async def own(self, partitions: Collection[int]) -> None:
+    async def own(self, partitions: Collection[int], *, within: float = PATIENCE_SECONDS) -> None:
         """Follow these partitions because this worker answers in them; return when it is known from where on.
 
-        Those no longer owned are left after a while, once nobody reads them.
+        Those no longer owned are left after a while, once nobody reads them. Returns after ``within`` seconds at the
+        latest: whoever needs a partition waits for it, so a question there waits, unclaimed, and no other one does.
         """
         now = self._loop.time()
         for partition in self._owned.difference(partitions):
@@ -176,8 +177,11 @@ class TokenHub:
         for place in moved:
             place.leave()
         self._follow({place.partition: place.position for place in moved})
-        for place in [self._place(partition) for partition in partitions]:
-            await self._ready(place)
+        places = [self._place(partition) for partition in partitions]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                for place in places:
+                    await place.ready.wait()
 
     async def until(self, partition: int, offset: int) -> None:
         """Wait until the tail has read this offset."""
@@ -286,10 +290,14 @@ class TokenHub:
             self._starting = self._loop.create_task(self._start_places(), name="token-hub-start")
 
     async def _start_places(self) -> None:
-        """Follow every partition that waits for it, each from its present end on; all in one request."""
+        """Follow every partition that waits for it, each from its present end on; all in one request.
+
+        One that no broker leads holds up none of the others. It is asked for again until it has a leader.
+        """
+        led_by_nobody: set[int] = set()
         while waiting := [place for place in self._places.values() if not place.ready.is_set()]:
             try:
-                ends = await self._log.ends(self._topic, [place.partition for place in waiting])
+                ends = await self._log.ends_told(self._topic, [place.partition for place in waiting])
             except LogUnavailable as error:
                 log.warning("token tail waits for kafka", partitions=len(waiting), reason=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
@@ -297,11 +305,17 @@ class TokenHub:
             started = {
                 place.partition: ends[place.partition]
                 for place in waiting
-                if self._places.get(place.partition) is place
+                if place.partition in ends and self._places.get(place.partition) is place
             }
             for partition, end in started.items():
                 self._places[partition].begin(end)
             self._follow(started)
+            missing = {place.partition for place in waiting} - ends.keys()
+            if missing - led_by_nobody:
+                log.warning("token partitions have no leader", partitions=sorted(missing))
+            led_by_nobody = missing
+            if missing:
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _follow(self, positions: Mapping[int, int]) -> None:
         by_tail: dict[Tail, dict[int, int]] = {}

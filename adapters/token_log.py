@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from adapters.log_reader import LogReader
 from adapters.logged_turn import LoggedTurn
-from adapters.token_hub import OnBadFrame, OnBatch, TokenHub
+from adapters.token_hub import PATIENCE_SECONDS, OnBadFrame, OnBatch, TokenHub
 from adapters.token_producer import TokenProducer
 from adapters.token_tail import TokenTail
 from domain.errors import Expired, LogUnavailable
@@ -44,9 +44,9 @@ class TokenLog:
             offset = await self._ask_end(partition) - 1
         await self._hub.until(partition, offset)
 
-    async def own(self, partitions: Collection[int]) -> None:
+    async def own(self, partitions: Collection[int], *, within: float = PATIENCE_SECONDS) -> None:
         """Follow these partitions because this worker answers in them; see `TokenHub.own`."""
-        await self._hub.own(partitions)
+        await self._hub.own(partitions, within=within)
 
     def attach(self, turn_id: str, partition: int, since: int) -> AbstractAsyncContextManager[LoggedTurn]:
         """Hold a turn, complete and growing; see `TokenHub.attach`."""

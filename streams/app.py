@@ -20,6 +20,7 @@ import aiohttp.web
 import faust
 import structlog
 import uvloop
+from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 from faust.types.transports import TransportT
 from faust.web.drivers.aiohttp import Web as FaustWeb
@@ -30,7 +31,7 @@ from adapters.kafka_admin import ensure_topics
 from adapters.services import Services, open_services
 from config import logging, metrics, settings
 from config.settings import Settings
-from domain.errors import ChatError, LogUnavailable, NotOwner, Retriable
+from domain.errors import ChatError, LogUnavailable, NotOwner, Rejected, Retriable
 from streams.delivery import SafeConsumer, follow_moved_leaders, pause_after_empty_fetches, safe_transport
 from streams.peer_watch import PeerWatch, open_peer_watch
 from streams.records import DeadLetter, Wire, encode
@@ -63,6 +64,10 @@ MODULES: Final = (
 )
 
 PUBLISH_SECONDS = 30.0
+# What a dead letter holds of a record: as JSON at most 0.8 MB, where Kafka takes 1 MB. The rest stands in its log.
+LETTER_VALUE_BYTES: Final = 500_000
+LETTER_TEXT_CHARS: Final = 10_000
+TAIL_SECONDS: Final = 1.0
 CLOSE_STREAMS_SECONDS = 5.0
 LEAVE_SECONDS = 15.0  # closing tables and streams takes 3 s
 STEPPED_BACK: Final = os.EX_TEMPFAIL  # it may work again later, unlike a wrong setting
@@ -163,7 +168,7 @@ class ChatApp(faust.App):
         """Write a record, or that there is none of this key any more; return its offset once Kafka has acknowledged it.
 
         ``at_ms`` is the record's timestamp in Unix ms, now by default; ``partition`` by default that of the
-        conversation that is its key. Raises `LogUnavailable`.
+        conversation that is its key. Raises `LogUnavailable`, and `Rejected` for a record that is too large for Kafka.
         """
         if partition is None:
             partition = partition_of(key, spec.partitions)
@@ -179,6 +184,9 @@ class ChatApp(faust.App):
                 f"Kafka did not acknowledge a record for {spec.name} in {PUBLISH_SECONDS:.0f} s"
             ) from error
         except Exception as error:
+            # What its client refuses, Faust wraps; what the broker refuses, it does not.
+            if isinstance(error, MessageSizeTooLargeError) or isinstance(error.__cause__, MessageSizeTooLargeError):
+                raise Rejected(f"a record for {spec.name} is larger than Kafka takes") from error
             raise LogUnavailable(f"Kafka did not take a record for {spec.name}: {error!r}") from error
 
     async def dead_letter(
@@ -191,18 +199,25 @@ class ChatApp(faust.App):
         key: bytes | None = b"",
         value: bytes | None = b"",
     ) -> None:
-        """Set aside what cannot be decoded or handled, with where it stood and why. Raises `LogUnavailable`."""
+        """Set aside what cannot be decoded or handled, with where it stood and why. Raises `LogUnavailable`.
+
+        Of a large record the letter has the beginning, and says so: were it too large itself, whoever sets the record
+        aside would try for ever, and take nothing else from its partition.
+        """
         code = error.code if isinstance(error, ChatError) else "internal_error"
+        key, value, reason = key or b"", value or b"", (str(error) or repr(error))[:LETTER_TEXT_CHARS]
         metrics.dead_letters.labels(code).inc()
-        log.error("record set aside", topic=topic, partition=partition, offset=offset, code=code, reason=str(error))
+        log.error("record set aside", topic=topic, partition=partition, offset=offset, code=code, reason=reason)
+        if len(value) > LETTER_VALUE_BYTES:
+            reason += f" (here are {LETTER_VALUE_BYTES} of the {len(value)} bytes of its value)"
         letter = DeadLetter(
             topic=topic,
             partition=partition,
             offset=offset,
-            reason=str(error) or repr(error),
+            reason=reason,
             code=code,
-            key=(key or b"").decode(errors="replace"),
-            value=value or b"",
+            key=key[:LETTER_TEXT_CHARS].decode(errors="replace"),
+            value=value[:LETTER_VALUE_BYTES],
             at=now_ms(),
         )
         await self.publish(self.topics_of.dead_letters, letter.key, letter)
@@ -385,7 +400,8 @@ class ChatApp(faust.App):
     async def _follow_assignment(self, _sender: Any, assigned: set[TP], **_: Any) -> None:
         owned = {tp.partition for tp in assigned if tp.topic == self.topics_of.questions.name}
         await self.runner.keep(owned)
-        await self.services.token_log.own(owned)
+        # Usually known in milliseconds. Kafka hears nothing of us meanwhile, and takes us for dead after a session.
+        await self.services.token_log.own(owned, within=min(TAIL_SECONDS, self.settings.session_seconds / 2))
         if self._peer_watch is not None:
             # Who owns everything is alone, unless there is so little to own that others may have nothing.
             self._peer_watch.accompany(len(owned) < self.settings.partitions or self.settings.partitions == 1)

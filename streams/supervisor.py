@@ -70,14 +70,15 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, self._stop, signum)
-        deaths = 0
-        while True:
+        deaths = code = 0
+        # A signal that comes between two children is nobody's: whoever is started after it would never hear of it.
+        while not self._stopping.is_set():
             began = loop.time()
             code = await self._live()
             if code not in {0, os.EX_CONFIG}:
                 await self._evict()
             if self._stopping.is_set() or code == os.EX_CONFIG:
-                return code if code >= 0 else 128 - code
+                break
             lived = loop.time() - began
             deaths = deaths + 1 if lived < WELL_SECONDS else 1
             # Who ends with this code asks for a while: Kafka is away, or a table cannot be written here.
@@ -85,7 +86,7 @@ class Supervisor:
             log.error("worker ended", how=how(code), lived=round(lived, 1), deaths=deaths, restart_in=round(pause, 1))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
-                return code if code >= 0 else 128 - code
+        return code if code >= 0 else 128 - code
 
     async def _live(self) -> int:
         """Start a child and return how it ended: its exit code, or minus the signal that killed it."""

@@ -1,4 +1,4 @@
-"""One of three brokers is dead: what it led is read from who leads it now."""
+"""One of three brokers is dead: what it led is read from who leads it now, and holds up nothing else if nobody does."""
 
 import asyncio
 from collections.abc import Iterator
@@ -42,3 +42,24 @@ async def test_offsets_are_told_by_new_leaders_while_the_old_one_is_dead(brokers
         found = await reader.since(TOPIC, range(6), 0)
     assert sum(ends.values()) == 1
     assert found == dict.fromkeys(range(6), 0)
+
+
+@pytest.mark.kafka
+async def test_a_partition_that_only_the_dead_broker_had_does_not_keep_the_ends_of_others(
+    brokers: str, tmp_path: Path
+) -> None:
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+    await asyncio.to_thread(admin.create_topics([NewTopic(TOPIC, 6, 1)])[TOPIC].result)
+    async with open_log_reader(brokers, threads=1) as reader:
+        ends = await reader.ends(TOPIC, range(6))
+        partitions = admin.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions
+        dead = partitions[0].leader
+        led = {number for number, partition in partitions.items() if partition.leader != dead}
+
+        await asyncio.to_thread(launch, tmp_path, "kill", f"kafka{dead}")
+
+        assert await reader.ends_told(TOPIC, range(6)) == {number: ends[number] for number in led}
+        await asyncio.to_thread(launch, tmp_path, "start", f"kafka{dead}")
+        async with asyncio.timeout(30):
+            while await reader.ends_told(TOPIC, range(6)) != ends:
+                await asyncio.sleep(0.1)

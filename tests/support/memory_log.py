@@ -15,8 +15,8 @@ from domain.tokens import Token
 class MemoryLog:
     """Partitions as lists of frames. ``beginning``: the offset below which retention has deleted everything.
 
-    ``open``: clear it to hold up whoever reads the log. ``down``: fail them instead. ``reads``: how often
-    somebody read it back; ``shown``: how many records that took.
+    ``open``: clear it to hold up whoever reads the log. ``down``: fail them instead. ``leaderless``: partitions that
+    nobody can tell the end of. ``reads``: how often somebody read it back; ``shown``: how many records that took.
     """
 
     def __init__(self) -> None:
@@ -25,6 +25,7 @@ class MemoryLog:
         self.open = asyncio.Event()
         self.open.set()
         self.down = False
+        self.leaderless: set[int] = set()
         self.reads = 0
         self.shown = 0
 
@@ -33,10 +34,11 @@ class MemoryLog:
         self.frames[partition].append(list(tokens))
         return len(self.frames[partition]) - 1
 
-    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    async def ends_told(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         if self.down:
             raise LogUnavailable("the memory log is down")
-        return {partition: len(self.frames[partition]) for partition in partitions}
+        led = [partition for partition in partitions if partition not in self.leaderless]
+        return {partition: len(self.frames[partition]) for partition in led}
 
     async def scan(self, topic: str, partition: int, start: int, stop: int, visit: Callable[[Message], bool]) -> None:
         self.reads += 1

@@ -171,6 +171,13 @@ def test_it_ends_at_once_where_there_is_no_child_at_this_moment(supervise: Super
     assert supervised.ends() == 3
 
 
+def test_it_starts_nobody_any_more_when_it_is_told_to_end_between_two_children(supervise: Supervise) -> None:
+    supervised = supervise("raise SystemExit(3)", pause=-1)
+
+    assert supervised.ends() == 3
+    assert supervised.out.read() == "evicted\ndeaths 1\n"
+
+
 # -- it dies itself
 
 

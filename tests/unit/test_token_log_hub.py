@@ -182,6 +182,35 @@ async def test_a_partition_is_followed_as_soon_as_kafka_is_back(desk: Desk) -> N
     assert desk.tail.positions == {0: 0, 1: 0}
 
 
+async def test_a_partition_without_a_leader_holds_up_no_other_one_and_goes_on_when_it_has_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.token_hub.RETRY_SECONDS", 0.0)
+    desk.log.leaderless = {1}
+    desk.log.write(1, claim("late"), *words("late", 1, 2))
+
+    await desk.hub.own({0, 1}, within=0.01)
+    assert desk.tail.positions == {0: 0}
+    late = asyncio.create_task(held(desk, "late", 1, 0))
+    desk.log.write(0, *whole("t", 2))
+    desk.tail.advance()
+    assert (await held(desk, "t", 0, 0)).pieces == whole("t", 2)
+    assert desk.hub.position(1) is None
+    assert not late.done()
+
+    desk.log.leaderless.clear()
+    assert (await late).text == "w1 w2 "
+    assert desk.tail.positions == {0: 1, 1: 1}
+
+
+async def test_whoever_assigns_partitions_does_not_wait_for_a_kafka_that_is_away(desk: Desk) -> None:
+    desk.log.down = True
+
+    await desk.hub.own({0, 1}, within=0.01)
+
+    assert desk.tail.positions == {}
+
+
 async def test_what_this_worker_wrote_is_there_once_it_is_acknowledged(desk: Desk) -> None:
     await desk.hub.own({0})
     async with desk.hub.attach("t", 0, 0) as turn:
