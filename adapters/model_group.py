@@ -62,7 +62,8 @@ class ModelGroup:
         """Yield the answer, or the rest of it, from the first server that has it; see `Resuming.stream`.
 
         Raises `ModelBusy` when all servers failed or are left alone for now. Its ``retry_after`` is 0 where another
-        server is there to go on, and the seconds until one may be asked where none is.
+        server is there to go on, and the seconds until one may be asked where none is. `KeyRefused` is raised only
+        where every server refuses the key.
         """
         failed: ChatError | None = None
         tried: list[Member] = []
@@ -80,11 +81,16 @@ class ModelGroup:
                     raise ModelBusy(str(error), retry_after=self._retry_after([member])) from error
                 failed = error
             except KeyRefused as error:
-                failed = error
-        if isinstance(failed, KeyRefused):
+                failed = failed or error
+        if isinstance(failed, KeyRefused) and len(tried) == len(self._members):
             raise failed
         why = failed or "all model servers are left alone for a moment, after failures"
         raise ModelBusy(str(why), retry_after=self._retry_after(tried)) from failed
+
+    def wait(self) -> float:
+        """Return the seconds until a server may be asked, 0 if one may be now."""
+        now = self._clock()
+        return min(member.breaker.wait(now) for member in self._members)
 
     async def models(self) -> list[str]:
         """Return the ids of the models that the servers list, each once. Raises if none of them has a list."""
@@ -170,9 +176,12 @@ class ModelGroup:
 
 @asynccontextmanager
 async def open_model_group(
-    settings: Settings, *, clock: Callable[[], float] = time.monotonic
+    settings: Settings, *, try_out: bool = False, clock: Callable[[], float] = time.monotonic
 ) -> AsyncGenerator[ModelGroup, None]:
-    """Open the model servers that the settings name. Connects to nothing until something is asked."""
+    """Open the model servers that the settings name. Connects to nothing until something is asked.
+
+    ``try_out``: find out in the background how each server continues texts of the model that most answers come from.
+    """
     async with AsyncExitStack() as stack:
         members = []
         tokenize: list[Tokenize] = []
@@ -181,6 +190,8 @@ async def open_model_group(
             model = await stack.enter_async_context(open_model(one, clock=clock))
             tokenize.append(model.tokenize)
             name = urlsplit(url).netloc.rpartition("@")[2]
-            resuming = await stack.enter_async_context(open_resuming(model, settings.model_resume, name=name))
+            resuming = await stack.enter_async_context(open_resuming(model, settings.ways_to_resume, name=name))
+            if try_out:
+                resuming.try_out(settings.model)
             members.append(Member(resuming, name=name, weight=weight))
         yield ModelGroup(members, counts=TokenCounts(tokenize, clock=clock), clock=clock)

@@ -2,20 +2,21 @@
 
 Which way is best (`domain.resume.Way`) depends on the server and on the model's chat template, so it is tried out
 once for each model: the beginning of a well-known answer, and a look at what follows. That costs a request of a few
-tokens, so it waits for the model's first answer, and runs beside it: a worker that answers nothing asks nothing,
-and nobody's first word is delayed. It does not wait for the first resumption, because those come in a burst, when
+tokens. The model that most answers come from is tried out when the worker starts, any other beside its first answer,
+so that nobody's first word is delayed. It does not wait for the first resumption, because those come in a burst, when
 another worker has died, and an answer at a temperature that is begun anew soon departs from the text so far.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
+from config.settings import Resume
 from domain.errors import BadRequest, ChatError, ModelBusy
 from domain.generation import Delta, Generation
 from domain.resume import Join, Way, messages_to_continue
@@ -38,6 +39,9 @@ PROBE_AGAIN_SECONDS: Final = 60.0
 PROBE_PATIENCE: Final = 0.5
 """How long a resumption waits for a probe that is under way, before it goes on without."""
 
+AT_START: Final = ""
+"""Stands for the model that is tried out at the start until its name is known."""
+
 BLANK: Final[Sequence[Way]] = ("instruct",)
 """White space is nothing to continue. The answer begins anew, behind it."""
 
@@ -55,25 +59,25 @@ class Server(Protocol):
 
 
 class Resuming:
-    """See the module. ``setting`` is HEADRACE_MODEL_RESUME, ``name`` the server's in logs."""
+    """See the module. ``settings``: `Settings.ways_to_resume`; ``name``: the server's in logs."""
 
     def __init__(
         self,
         server: Server,
-        setting: Literal["auto", "prefill", "instruct"],
+        settings: Mapping[str, Resume],
         *,
         name: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = server.models
         self._server = server
-        self._setting = setting
+        self._settings = settings
         self._name = name
         self._clock = clock
         self._ways: dict[str, Way] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._probe_at: dict[str, float] = {}
-        self._flags: Mapping[str, Any] = CONTINUE_FLAGS
+        self._refuse_flags: set[str] = set()  # models: of one gateway some need the flags, and others refuse them
 
     async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
         """Yield the rest of the answer; tool calls come whole, with the delta that ends the answer.
@@ -111,8 +115,9 @@ class Resuming:
         raise refused
 
     async def _ways_to_try(self, model: str) -> Sequence[Way]:
-        if self._setting != "auto":
-            return (self._setting,)
+        setting = self._setting(model)
+        if setting != "auto":
+            return (setting,)
         if model not in self._ways:
             self._probe_soon(model)
             if model in self._probes:
@@ -147,12 +152,11 @@ class Resuming:
             yield [Delta(text)]
 
     async def _ask(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        """Ask to continue the last message, without the flags where the server refuses them."""
-        flags = self._flags
-        if flags:
+        """Ask to continue the last message, without the flags where the model refuses them."""
+        if generation.model not in self._refuse_flags:
             begun = False
             try:
-                async with aclosing(self._server.stream(with_options(generation, flags))) as steps:
+                async with aclosing(self._server.stream(with_options(generation, CONTINUE_FLAGS))) as steps:
                     async for deltas in steps:
                         begun = True
                         yield deltas
@@ -162,19 +166,39 @@ class Resuming:
                     raise
         async with aclosing(self._server.stream(generation)) as steps:
             async for deltas in steps:
-                self._flags = {}  # it refused the flags, and not the request
+                self._refuse_flags.add(generation.model)  # it refused the flags, and not the request
                 yield deltas
 
     # -- the probe
 
+    def try_out(self, model: str) -> None:
+        """Find out in the background which way is a model's; without a name, the first's that the server lists."""
+        if "auto" in self._settings.values():
+            self._keep(AT_START, self._try_out(model))
+
+    async def _try_out(self, model: str) -> None:
+        try:
+            # Also where the name is known: a server that is not up yet is tried out beside its first answer.
+            listed = await self.models()
+        except ChatError as error:
+            log.info("model server not tried out at the start", server=self._name, reason=str(error))
+        else:
+            if model := model or next(iter(listed), ""):
+                self._probe_soon(model)
+
+    def _setting(self, model: str) -> Resume:
+        return self._settings.get(model, self._settings[""])
+
     def _probe_soon(self, model: str) -> None:
         """Find out in the background which way is this model's, if that is not known or being found out."""
-        if self._setting != "auto" or model in self._ways or model in self._probes:
+        if self._setting(model) != "auto" or model in self._ways or model in self._probes:
             return
-        if self._clock() < self._probe_at.get(model, float("-inf")):
-            return
-        self._probes[model] = probe = asyncio.create_task(self._probe(model))
-        probe.add_done_callback(lambda _: self._probes.pop(model, None))
+        if self._clock() >= self._probe_at.get(model, float("-inf")):
+            self._keep(model, self._probe(model))
+
+    def _keep(self, model: str, probe: Coroutine[Any, Any, None]) -> None:
+        self._probes[model] = task = asyncio.create_task(probe)
+        task.add_done_callback(lambda _: self._probes.pop(model, None))
 
     async def _probe(self, model: str) -> None:
         try:
@@ -209,10 +233,10 @@ class Resuming:
 
 @asynccontextmanager
 async def open_resuming(
-    server: Server, setting: Literal["auto", "prefill", "instruct"], *, name: str = ""
+    server: Server, settings: Mapping[str, Resume], *, name: str = ""
 ) -> AsyncGenerator[Resuming, None]:
     """Make a server continue texts."""
-    resuming = Resuming(server, setting, name=name)
+    resuming = Resuming(server, settings, name=name)
     try:
         yield resuming
     finally:

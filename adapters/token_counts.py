@@ -54,6 +54,12 @@ class TokenCounts:
         """Return how many characters of a prompt make a token of a model; without a name, of the one asked last."""
         return self._ratios.get(model, self._latest)
 
+    def about(self, request: Generation) -> int:
+        """Return about how many tokens a prompt has."""
+        ratio = self.characters_per_token(request.model)
+        texts = [message["content"] for message in request.messages if isinstance(message.get("content"), str)]
+        return sum(tokens_in(text, ratio) for text in (*texts, request.so_far)) + TOKENS_PER_MESSAGE * len(texts)
+
     def learn(self, request: Generation, input_tokens: int) -> None:
         """Take note of how many tokens a prompt had."""
         characters = _characters(request.messages)

@@ -8,14 +8,16 @@ import msgspec
 import structlog
 
 from agents.generate import Answer, asked_at
-from agents.ground import GROUNDED, INSTRUCTIONS, citations_in, is_bare
+from agents.ground import citations_in, is_bare, prompt_of
 from config import metrics
 from domain.errors import LogUnavailable, Rejected
+from domain.ids import place_of
 from domain.tokens import TurnInLog, text_of
 from domain.turns import End, Failure, Start
 from streams.app import app
 from streams.records import Question, Turn
-from streams.turn_runner import Event, Job, duplicate_of
+from streams.turn_lookup import find_question, find_turn
+from streams.turn_runner import Event, Job, Work, duplicate_of
 from tables import conversations, replays
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,8 @@ async def answer_one(job: Job) -> None:
         raise Rejected(f"the question's conversation does not belong to partition {job.partition}")
     async with app.services.token_log.attach(question.turn_id, job.partition, question.tokens_from) as logged:
         if not logged.fold.ended:
+            if logged.expired and await was_finished(question):
+                return
             await not_asked_twice(job)
             app.runner.answers(job)
             await Answer(job, logged).until_ended()
@@ -44,6 +48,38 @@ async def answer_one(job: Job) -> None:
         # A turn that was stopped while it waited has ended before the one that it follows.
         await job.first.wait()
         await close(question, logged)
+
+
+async def stop_unseen(turn_id: str, partition: int) -> None:
+    """Log the end of a turn that is to stop, and whose question is not in work here but waits in Kafka.
+
+    So it ends at once, and nobody has to remember the stop: whoever gets the question finds the turn ended.
+    """
+    place = place_of(turn_id)
+    if place is None or place.partition != partition:
+        return
+    question = await find_question(app.services.log_reader, app.topics_of, turn_id, place)
+    if question is None:
+        return
+    work = Work(question, partition)
+    work.stopping.set()
+    async with app.services.token_log.attach(turn_id, partition, question.tokens_from) as logged:
+        if not (logged.fold.ended or (logged.expired and await was_finished(question))):
+            await Answer(work, logged).until_ended()
+
+
+async def was_finished(question: Question) -> bool:
+    """Tell whether a turn of which the log has deleted tokens was finished.
+
+    Such a question comes again where Kafka has forgotten how far the workers were: it does so when none of them was
+    there for `offsets.retention.minutes`.
+    """
+    place = place_of(question.turn_id)
+    if place is None:
+        return False
+    seconds = app.settings.turn_seconds
+    reader, topics = app.services.log_reader, app.topics_of
+    return await find_turn(reader, topics, question.turn_id, place, turn_seconds=seconds) is not None
 
 
 async def not_asked_twice(job: Job) -> None:
@@ -67,13 +103,10 @@ async def give_up(event: Event, question: Question | None, error: Exception) -> 
     )
     if question is None or app.partition(question.conversation_id) != message.partition:
         return
-    job = Job(event, question)
-    async with app.services.token_log.attach(question.turn_id, job.partition, question.tokens_from) as logged:
-        failure = failure_of(error)
-        answering = Answer(job, logged)
-        while not logged.fold.ended:
-            if await answering.claim():
-                await answering.end("failed", error=failure)
+    work = Work(question, message.partition)
+    work.refusal = failure_of(error)
+    async with app.services.token_log.attach(question.turn_id, work.partition, question.tokens_from) as logged:
+        await Answer(work, logged).until_ended()
         await close(question, logged)
 
 
@@ -147,12 +180,14 @@ def finished(question: Question, logged: TurnInLog) -> Turn:
         asked_at=asked,
         ended_at=asked + end.timings.total_ms,
         parent="" if stateless else conversations.parent_of(question),
-        prompt=(GROUNDED if citations else INSTRUCTIONS).name,
+        prompt=prompt_of(question, citations),
         stateless=stateless,
         bare=is_bare(question),
         citations=list(citations),
         retrieval=end.retrieval,
         cache=end.cache,
+        gaps=end.gaps,
+        experiment=question.experiment,
         metadata=question.metadata,
         replay_key=question.replay_key,
         fingerprint=question.fingerprint,

@@ -17,11 +17,12 @@ from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected, TurnF
 from domain.generation import LIMITS, Delta, Generation, Usage
 from domain.grounding import CitationFilter, without_note
 from domain.ids import place_of
+from domain.sketches import Gaps
 from domain.tokens import Kind, Token, TurnInLog, next_epoch
 from domain.turns import End, Failure, Outcome, Start, Timings
 from streams.app import app, now_ms
 from streams.records import Question
-from streams.turn_runner import Job
+from streams.turn_runner import Work
 
 log = structlog.get_logger(__name__)
 
@@ -38,13 +39,13 @@ class Answer:
     searched and its model is asked.
     """
 
-    def __init__(self, job: Job, logged: TurnInLog) -> None:
+    def __init__(self, job: Work, logged: TurnInLog) -> None:
         self.job = job
         self.question = job.question
         self.logged = logged
         self.model = ""
         self.seed: Seed | None = None
-        self.marks: CitationFilter | None = None  # of an answer with passages
+        self.marks: CitationFilter | None = None  # of an answer that could have passages
         self.claiming: asyncio.Task[bool] | None = None
         self.owned = False
         self.epoch = -1
@@ -54,8 +55,8 @@ class Answer:
         self.asked_at = asked_at(job.question)
         self.started_ms = now_ms() - self.asked_at
         self.first_token_ms = 0
+        self.gaps = Gaps()
         self.finish = "stop"
-        self.usage: Usage | None = None
 
     async def until_ended(self) -> None:
         """Try until the log has the turn's end, or the attempts or the time are used up; then end it as failed."""
@@ -77,17 +78,18 @@ class Answer:
 
     async def claim(self) -> bool:
         """Fence every older writer of the turn; return whether the turn is ours to go on with."""
-        fold = self.logged.fold
+        fold, stopping = self.logged.fold, self.job.stopping
         waited = monotonic()
-        while fold.epoch >> 16 > app.generation and monotonic() - waited < ZOMBIE_SECONDS:  # noqa: ASYNC110 - see below
-            # A newer owner exists, in another process: a rebalance is about to cancel this task.
-            await asyncio.sleep(0.05)
+        while fold.epoch >> 16 > app.generation and monotonic() - waited < ZOMBIE_SECONDS and not stopping.is_set():
+            # A newer owner exists, in another process: a rebalance is about to cancel this task. But a turn that is to
+            # stop may be ended by anyone.
+            await self.wait(0.05)
         self.epoch = next_epoch(app.generation, fold.epoch)
         start = Start(self.question.conversation_id, self.question.model or HEADRACE)
         await self.put("claim", 0, _json(start))
         self.seq = fold.next
-        if self.usage is None:  # what workers before this one wrote, of whose usage nothing else is known
-            self.usage = Usage(0, self.written())
+        if self.job.usage is None:  # what workers before this one wrote, of whose usage nothing else is known
+            self.job.usage = Usage(0, self.written())
         self.owned = fold.epoch == self.epoch and not fold.ended
         return self.owned
 
@@ -123,13 +125,17 @@ class Answer:
             begun = bool(self.logged.text)
             await self.end("failed", error=Failure(reasons.no_answer(fruitless, begun=begun), broken.code))
         elif seconds >= self.time_left():
-            await self.end("failed", error=Failure(reasons.no_time(app.settings.turn_seconds), TurnFailed.code))
+            why = reasons.not_asked() if broken.retry_after else reasons.no_time(app.settings.turn_seconds)
+            await self.end("failed", error=Failure(why, TurnFailed.code))
         else:
             await self.wait(seconds)
 
     async def seeded(self) -> Seed:
-        """Return what the answer grows from: the same for every attempt, unless another worker was first."""
-        if self.seed is None or (has_begun(self.logged) and self.seed.citations != citations_in(self.logged)):
+        """Return what the answer grows from: the same for every attempt, unless another worker was first.
+
+        That may turn out while this one searches.
+        """
+        while self.seed is None or (has_begun(self.logged) and self.seed.citations != citations_in(self.logged)):
             self.model = await model_for(self.question)
             self.seed = await seed(self.question, self.logged, self.model)
         return self.seed
@@ -163,22 +169,34 @@ class Answer:
             return False
         if grown.is_whole:
             return True
-        if grown.citations:
+        if grown.has_marks:
             self.marks = CitationFilter((each.n for each in grown.citations), so_far)
         return await self.follow(request, seen)
+
+    async def left_alone(self) -> None:
+        """Wait until a model server may be asked. Meanwhile nobody is asked, so that it counts as no attempt.
+
+        Raises `TurnFailed` where that takes longer than the turn has.
+        """
+        while seconds := app.services.model.wait():
+            seconds += pause(1)  # else all who wait would come back in the same moment
+            if seconds >= self.time_left():
+                raise TurnFailed(reasons.not_asked())
+            await asyncio.sleep(seconds)
 
     async def follow(self, request: Generation, seen: int) -> bool:
         """Append what a model says; False if the turn is another worker's, or its log not as it was ``seen``."""
         token_log, fold, partition = app.services.token_log, self.logged.fold, self.job.partition
         reported: Usage | None = None
-        fresh = not self.owned
+        fresh, heard = not self.owned, False
         most = RUNAWAY * (request.limit or app.settings.answer_tokens)
+        await self.left_alone()
         try:
             async with aclosing(app.services.model.stream(request)) as stream:
                 async for deltas in stream:
                     if fresh and not await self.confirmed(seen):
                         return False
-                    fresh = False
+                    fresh, heard = False, True
                     for delta in deltas:
                         self.take(delta)
                         reported = delta.usage or reported
@@ -191,7 +209,7 @@ class Answer:
             if self.marks is not None:
                 self.say(self.marks.close())
         finally:
-            self.count(reported)
+            self.count(request, reported, heard=heard)
         return self.owned or await self.confirmed(seen)
 
     async def opened(self, grown: Seed, seen: int) -> bool:
@@ -231,6 +249,7 @@ class Answer:
     def take(self, delta: Delta) -> None:
         """Append one step of the model's stream."""
         if delta.text:
+            self.gaps.token(monotonic())
             self.say(self.marks.push(delta.text) if self.marks is not None else delta.text)
         if delta.tools:
             self.append("tool", delta.tools)
@@ -252,10 +271,12 @@ class Answer:
         self.seq += 1
         self.appended += 1
 
-    def count(self, reported: Usage | None) -> None:
-        """Add an attempt to the turn's usage: what the server reported, else the pieces that came of it."""
+    def count(self, request: Generation, reported: Usage | None, *, heard: bool) -> None:
+        """Add an attempt to the turn's usage: what the server reported, else about what it must have been."""
         read, written = (reported.input_tokens, reported.output_tokens) if reported else (0, 0)
-        self.usage = (self.usage or Usage()) + Usage(read, written or self.appended)
+        if heard and not read:
+            read = app.services.model.counts.about(request)
+        self.job.usage = (self.job.usage or Usage()) + Usage(read, written or self.appended)
 
     async def end(self, outcome: Outcome, *, error: Failure | None = None) -> None:
         """Log the turn's end, if the turn is ours. Whether it counts, the fold tells."""
@@ -263,7 +284,8 @@ class Answer:
             return
         timings = Timings(self.started_ms, self.first_token_ms, now_ms() - self.asked_at)
         retrieval, cache = (self.seed.retrieval, self.seed.cache) if self.seed else (None, None)
-        end = End(outcome, self.model, self.finish, self.usage or Usage(), timings, error, retrieval, cache)
+        usage, gaps = self.job.usage or Usage(), self.gaps.bins
+        end = End(outcome, self.model, self.finish, usage, timings, error, retrieval, cache, gaps)
         await self.put("end", self.seq, _json(end))
         self.keep(end)
 

@@ -16,7 +16,7 @@ State = Literal["closed", "open", "half-open"]
 OPENS_AFTER: Final = 5
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 5.0
-"""Short, because a turn has few attempts: one that finds its server left alone has used one up."""
+"""Short, because turns wait for it: a person sees nothing meanwhile."""
 
 LONGEST_WISH_SECONDS: Final = 60.0
 """However long a server wants to be left alone, one request a minute does no harm, and finds out that it is back."""

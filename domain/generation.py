@@ -10,7 +10,7 @@ LIMITS: Final = ("max_completion_tokens", "max_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Model tokens read and written. Zero where the server did not say."""
+    """Model tokens read and written; about, where the server did not say."""
 
     input_tokens: int = 0
     output_tokens: int = 0

@@ -18,6 +18,11 @@ def no_answer(attempts: int, *, begun: bool) -> str:
     return f"The model did not answer, though it was asked {asked}. Please ask again in a few minutes."
 
 
+def not_asked() -> str:
+    """Say that the model's servers failed, and may not be asked again within the turn's time."""
+    return "The model is not there or has no room, and did not come back in time. Please ask again in a few minutes."
+
+
 def no_time(seconds: float) -> str:
     """Say that the answer took too long."""
     return f"The answer was not finished within {seconds:g} seconds, the longest time allowed here."

@@ -44,7 +44,8 @@ class End:
 
     ``model`` is the model server's own name of what answered, ``finish`` OpenAI's finish reason. ``retrieval``: what
     the search for passages came to, where there was one. ``cache``: ``exact`` or ``hit`` where the answer is that of
-    an earlier question, the same or one that means the same; ``miss`` where there was none.
+    an earlier question, the same or one that means the same; ``miss`` where there was none. ``gaps``: how many
+    milliseconds lay between its tokens, as the bins of a sketch (`domain.sketches`).
     """
 
     outcome: Outcome
@@ -55,6 +56,7 @@ class End:
     error: Failure | None = None
     retrieval: Retrieval | None = None
     cache: Cache | None = None
+    gaps: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

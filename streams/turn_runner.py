@@ -14,6 +14,7 @@ refused) is ended at once, and needs no place.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,13 +23,13 @@ import structlog
 from domain.backoff import pause
 from domain.errors import NotOwner, Rejected
 from domain.fair_queue import FairQueue
+from domain.generation import Usage
 from domain.turns import CONVERSATION_BUSY, DUPLICATE_REQUEST, Failure
 from streams.patience import MAX_ATTEMPTS, may_pass
 from streams.records import Question, decode
 
 log = structlog.get_logger(__name__)
 
-MAX_STOPS = 1000  # remembered for questions that have not arrived; the oldest are of turns long ended
 CANCEL_SECONDS = 2.0
 LOOK_SECONDS = 0.02
 UNKNOWN = -1
@@ -109,37 +110,38 @@ class Limits:
     held_bytes: int
 
 
-class Job:
-    """One question in work.
+class Work:
+    """What the answering of one question needs, and what is kept of it from one try to the next.
 
-    ``stopping`` is set when somebody asked to stop its answer, ``refusal`` when it must not be answered at all;
-    either way it may run before its time. ``first`` is set when no turn before it in its conversation is open:
-    only then may its turn be closed. ``answering``: it is known not to have ended before this worker had it.
-    ``ended`` is set when the log has the turn's end, which may be long before it can be closed.
+    ``stopping`` is set when somebody asked to stop the answer, ``refusal`` when there must be none at all. ``usage``
+    is what all tries have cost.
     """
 
-    __slots__ = (
-        "answering",
-        "done",
-        "ended",
-        "event",
-        "first",
-        "has_place",
-        "partition",
-        "question",
-        "refusal",
-        "stopping",
-        "task",
-    )
+    __slots__ = ("partition", "question", "refusal", "stopping", "usage")
+
+    def __init__(self, question: Question, partition: int) -> None:
+        self.question = question
+        self.partition = partition
+        self.stopping = asyncio.Event()
+        self.refusal: Failure | None = None
+        self.usage: Usage | None = None
+
+
+class Job(Work):
+    """One question in work here.
+
+    Where it is ``stopping`` or refused it may run before its time. ``first`` is set when no turn before it in its
+    conversation is open: only then may its turn be closed. ``answering``: it is known not to have ended before this
+    worker had it. ``ended`` is set when the log has the turn's end, which may be long before it can be closed.
+    """
+
+    __slots__ = ("answering", "done", "ended", "event", "first", "has_place", "task")
 
     def __init__(self, event: Event, question: Question) -> None:
+        super().__init__(question, event.message.partition)
         self.event = event
-        self.question = question
-        self.partition = event.message.partition
-        self.stopping = asyncio.Event()
         self.first = asyncio.Event()
         self.ended = asyncio.Event()
-        self.refusal: Failure | None = None
         self.answering = False
         self.has_place = False
         self.done = False
@@ -172,7 +174,6 @@ class TurnRunner:
         self._bytes = 0
         self._holding_back = False
         self._taken: dict[int, tuple[int, int]] = {}  # by partition: generation, next offset
-        self._stops: dict[str, None] = {}
         self._handed_over = False
 
     # -- what others ask
@@ -191,23 +192,19 @@ class TurnRunner:
         generation, taken = self._taken.get(partition, (UNKNOWN, UNKNOWN))
         return max(start, taken) if start >= 0 and generation == self.group.generation else start
 
-    async def stop(self, turn_id: str) -> None:
-        """Ask a turn to stop; return when it has ended. Raises `NotOwner` if it is handed over before.
+    async def stop(self, turn_id: str) -> bool:
+        """Ask a turn to stop; return True when it has ended, and False at once if it is not here.
 
-        Then whoever takes it up has to hear of the stop as well. A turn that is not here yet is stopped when it
-        arrives (controls can overtake), and not waited for: it may be one that ended long ago.
+        Raises `NotOwner` if it is handed over before: then whoever takes it up has to hear of the stop as well.
         """
         if self._handed_over:
             raise NotOwner("this worker has handed its turns over")
         found = [job for lane in self._lanes.values() for job in lane if job.question.turn_id == turn_id]
         for job in found:
             self._stop(job)
-        if not found:
-            self._stops[turn_id] = None
-            while len(self._stops) > MAX_STOPS:
-                del self._stops[next(iter(self._stops))]
         for job in found:
             await _end_of(job)
+        return bool(found)
 
     def stop_all(self, conversation_id: str) -> None:
         """Ask all turns of a conversation to stop."""
@@ -247,8 +244,8 @@ class TurnRunner:
 
     async def _take(self, event: Event) -> None:
         message = event.message
-        if message.generation_id != self.group.generation:
-            return  # a rebalance came meanwhile: it is delivered again
+        if self._handed_over or message.generation_id != self.group.generation:
+            return  # it is delivered again: to the next owner, or here, when a rebalance came meanwhile
         job = self._jobs.get((message.partition, message.offset))
         if job is not None:
             job.event = event  # delivered again after a rebalance: the work went on meanwhile
@@ -276,9 +273,6 @@ class TurnRunner:
             for other in ahead:
                 if other.question.turn_id != question.turn_id:
                     self._stop(other)
-        if question.turn_id in self._stops:
-            del self._stops[question.turn_id]
-            self._stop(job)
         self._refuse(job, ahead)
         self._fill()
         self._press()
@@ -371,7 +365,7 @@ class TurnRunner:
             if await self._was_rebalancing(job):
                 attempt = 0
             else:
-                await asyncio.sleep(pause(attempt))
+                await _wait(job, pause(attempt))
 
     async def _was_rebalancing(self, job: Job) -> bool:
         """Wait while partitions are shared out, unless the turn is being stopped; return whether there was any wait.
@@ -451,6 +445,16 @@ async def _end_of(job: Job) -> None:
         ended.cancel()
     if not (job.ended.is_set() or job.done):
         raise NotOwner("the turn was handed over before it had ended")
+
+
+async def _wait(job: Job, seconds: float) -> None:
+    """Wait, but no longer when a stop comes: it may act at once. One that had come before waits like anything else."""
+    if job.stopping.is_set():
+        await asyncio.sleep(seconds)
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await job.stopping.wait()
 
 
 def _place(job: Job) -> Place:

@@ -3,23 +3,20 @@
 What Kafka has deleted is in the archive.
 """
 
-from typing import Final
-
 import msgspec
 from aiohttp import web
 
-from domain.errors import BadRecord, SinkUnavailable
+from domain.errors import SinkUnavailable
 from domain.history import Owner, StoredTurn
 from domain.ids import Place, place_of
 from domain.turns import is_refusal
-from streams.records import Question, Turn, W, decode
+from streams import turn_lookup
+from streams.records import Question, Turn
 from web.auth import who
 from web.belonging import is_there
 from web.errors import not_found
 from web.keys import Identity
 from web.site import SITE, Site
-
-QUEUED_MS: Final = 600_000  # how long a question waits for those before it, to still be found years later
 
 
 async def question_of(request: web.Request) -> Question | Turn:
@@ -81,6 +78,11 @@ def _record(turn: StoredTurn, identity: Identity) -> Turn:
         parent=turn.parent,
         prompt=turn.prompt,
         stateless=not turn.in_conversation and not is_refusal(turn.error),
+        bare=turn.bare,
+        citations=turn.citations,
+        retrieval=turn.retrieval,
+        cache=turn.cache,
+        experiment=turn.experiment,
         metadata=turn.metadata,
     )
 
@@ -100,10 +102,7 @@ async def find_question(site: Site, turn_id: str, place: Place) -> Question | No
     known = site.questions.get(turn_id)
     if known is not None:
         return known
-    topic = site.chat.topics_of.questions.name
-    found = await site.chat.services.log_reader.find(
-        topic, place.partition, place.milliseconds, lambda value: _of(turn_id, value, Question)
-    )
+    found = await turn_lookup.find_question(site.chat.services.log_reader, site.chat.topics_of, turn_id, place)
     if found is not None:
         remember(site, found)
     return found
@@ -111,25 +110,8 @@ async def find_question(site: Site, turn_id: str, place: Place) -> Question | No
 
 async def find_turn(site: Site, turn_id: str, place: Place) -> Turn | None:
     """Return a finished turn from Kafka."""
-    longest = int(site.chat.settings.turn_seconds * 1000) + QUEUED_MS
-    return await site.chat.services.log_reader.find(
-        site.chat.topics_of.turns.name,
-        place.partition,
-        place.milliseconds,
-        lambda value: _of(turn_id, value, Turn),
-        within_ms=longest,
-    )
-
-
-def _of(turn_id: str, value: bytes, kind: type[W]) -> W | None:
-    # A glance at the bytes first: most records that a search passes are other turns'.
-    if turn_id.encode() not in value:
-        return None
-    try:
-        record = decode(value, kind)
-    except BadRecord:
-        return None
-    return record if getattr(record, "turn_id", None) == turn_id else None
+    reader, seconds = site.chat.services.log_reader, site.chat.settings.turn_seconds
+    return await turn_lookup.find_turn(reader, site.chat.topics_of, turn_id, place, turn_seconds=seconds)
 
 
 def remember(site: Site, question: Question) -> None:

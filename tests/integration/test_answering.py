@@ -1,6 +1,8 @@
 """Questions through the whole worker on Kafka, against a scripted model server whose answers are known."""
 
 import asyncio
+import json
+import re
 
 import aiohttp
 
@@ -133,6 +135,47 @@ async def test_a_queued_turn_is_stopped_at_once_and_keeps_its_place_in_the_conve
     assert [(turn["turn_id"], turn["parent"]) for turn in kept] == [(first, None), (second, first), (third, second)]
 
 
+async def test_a_turn_that_waits_in_kafka_is_stopped_at_once_and_stays_so_whoever_dies(
+    services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession
+) -> None:
+    worker = await start_worker(
+        services, OPENAI_BASE_URL=model.base_url, HEADRACE_TURNS_IN_WORK="1", HEADRACE_TURNS_HELD="1"
+    )
+    client = ChatClient(http, worker.url)
+    conversation = await client.converse()
+    before = [await client.ask(await client.converse(), "a long one [tokens=2000]") for _ in range(2)]
+    async with asyncio.timeout(20):
+        while "headrace_turns_held 1.0" not in await (await http.get(f"{worker.url}/metrics")).text():
+            await asyncio.sleep(0.02)
+    turn = await client.ask(conversation, "beyond what may be held [tokens=5]")
+
+    await client.call("POST", f"/v1/turns/{turn}/stop")
+    stopped = await client.read(turn)
+    assert (stopped.outcome, stopped.text) == ("stopped", "")
+    assert (await client.call("GET", f"/v1/turns/{before[0]}"))["status"] == "running"
+
+    worker.kill()
+    await worker.start()
+    for each in before:
+        await client.call("POST", f"/v1/turns/{each}/stop")
+    async with asyncio.timeout(20):
+        while not (kept := (await client.call("GET", f"/v1/conversations/{conversation}"))["turns"]):
+            await asyncio.sleep(0.02)
+    assert [(each["turn_id"], each["status"]) for each in kept] == [(turn, "stopped")]
+    assert not any("beyond" in str(body["messages"]) for body in model.requests)
+
+
+async def test_a_model_is_tried_out_when_its_worker_starts(
+    services: Services, start_worker: StartWorker, model: ModelServer
+) -> None:
+    await start_worker(services, OPENAI_BASE_URL=model.base_url)
+
+    async with asyncio.timeout(20):
+        while not model.probes:
+            await asyncio.sleep(0.02)
+    assert (model.probes, model.stats.requests) == (1, 0)
+
+
 async def test_stop_keeps_the_text_so_far(
     services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession
 ) -> None:
@@ -154,10 +197,21 @@ async def test_stop_keeps_the_text_so_far(
     assert (await client.call("GET", f"/v1/turns/{turn}"))["answer"] == seen.text
 
 
+async def measured(http: aiohttp.ClientSession, url: str, turns: int) -> None:
+    """Wait until a worker has counted so many turns in their windows."""
+    async with asyncio.timeout(60):
+        counted = 0.0
+        while counted < turns:
+            await asyncio.sleep(0.05)
+            text = await (await http.get(f"{url}/metrics")).text()
+            found = re.findall(r'^headrace_window_turns_total{arrival="(?:in_time|late)"} (.+)$', text, re.MULTILINE)
+            counted = sum(map(float, found))
+
+
 async def test_what_cannot_be_decoded_goes_to_the_dead_letters_and_the_stream_goes_on(
     services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession, names: object
 ) -> None:
-    from tests.support.kafka import consume, produce  # noqa: PLC0415
+    from tests.support.kafka import everything, produce  # noqa: PLC0415
 
     worker = await start_worker(services, OPENAI_BASE_URL=model.base_url)
     prefix = names.topic_prefix  # type: ignore[attr-defined]
@@ -169,8 +223,12 @@ async def test_what_cannot_be_decoded_goes_to_the_dead_letters_and_the_stream_go
     turn = await client.ask(conversation, "still there? [tokens=3 pace=0]")
 
     assert (await client.read(turn)).outcome == "completed"
-    letters = await consume(services.bootstrap, f"{prefix}chat.dead-letters.v1", 3)
-    assert {letter["topic"] for letter in letters} == {
-        f"{prefix}chat.{name}.v1" for name in ("questions", "controls", "turns")
-    }
+    # Turns are measured batch by batch: when another one is, that with the record that is none is done with.
+    await measured(http, worker.url, 1)
+    await client.read(await client.ask(conversation, "and now? [tokens=3 pace=0]"))
+    await measured(http, worker.url, 2)
+    letters = [json.loads(each) for each in await everything(services.bootstrap, f"{prefix}chat.dead-letters.v1")]
+    assert sorted(letter["topic"] for letter in letters) == [
+        f"{prefix}chat.{name}.v1" for name in ("controls", "questions", "turns")
+    ]
     assert all(letter["code"] == "bad_record" and "malformed" in letter["reason"] for letter in letters)

@@ -5,7 +5,7 @@ connections to scripted ones. The pauses between its attempts are short, unless 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -23,7 +23,10 @@ from domain.ids import new_turn_id
 from domain.knowledge import Reader, Retrieved
 from domain.tokens import Kind, Token
 from domain.turns import End
+from streams.records import Question
 from streams.turn_runner import Job
+from tables import conversations
+from tables.conversations import Conversation, KeptTurn
 from tests.support.fakes import FakeLoggedTurn
 from tests.support.runner_fakes import FakeEvent, FakeMessage, question
 
@@ -69,19 +72,27 @@ class ListLog:
 
 
 class FakeRetriever:
-    """Finds what the test says, whoever asks; ``asked`` is by whom and for what it was asked."""
+    """Finds what the test says, whoever asks; ``asked`` is by whom and for what it was asked, with which thresholds.
+
+    ``meanwhile``: what happens while it searches.
+    """
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
 
     def __init__(self, *retrieved: Retrieved) -> None:
         self.asked: list[tuple[Reader, list[Mapping[str, Any]]]] = []
+        self.thresholds: list[float] = []
         self._retrieved = list(retrieved)
 
     async def find(
         self, reader: Reader, messages: Sequence[Mapping[str, Any]], *, k: int, tokens: int, threshold: float
     ) -> Retrieved:
-        assert 0 <= threshold <= 1
+        self.thresholds.append(threshold)
         assert k > 0
         assert tokens > 0
         self.asked.append((reader, list(messages)))
+        if self.meanwhile is not None:
+            await self.meanwhile()
         return self._retrieved.pop(0)
 
 
@@ -116,13 +127,14 @@ class FakeAnswerCache:
 
 
 class Answering:
-    """The question, the log, and what came of it."""
+    """The question, the log, and what came of it. ``worker``: what is the app here."""
 
-    def __init__(self, text: str, options: dict[str, Any], retriever: FakeRetriever) -> None:
+    worker: Any
+
+    def __init__(self, asked: Question, retriever: FakeRetriever) -> None:
         self.log = ListLog()
         self.retriever = retriever
         self.cache = FakeAnswerCache("off")
-        asked = question(TURN, options=options, messages=[{"role": "user", "content": text}])
         self.job = Job(FakeEvent(b"c", b"", FakeMessage(0, 0, 1)), asked)
 
     def have(self, *texts: str, claims: int = 1, kind: Kind = "token") -> None:
@@ -170,19 +182,33 @@ async def answering(
     options: dict[str, Any] | None = None,
     retrieved: Sequence[Retrieved] = (),
     cache: FakeAnswerCache | None = None,
+    before: Sequence[dict[str, Any]] = (),
+    row: Sequence[KeptTurn] | None = None,
     **set_to: Any,
 ) -> AsyncIterator[Answering]:
-    """Prepare an answer from these model servers, with these settings, and with passages if there are ``retrieved``."""
+    """Prepare an answer from these model servers, with these settings, and with passages if there are ``retrieved``.
+
+    ``before``: the client's own messages before the question. ``row``: the turns that its conversation keeps, if it is
+    not the client's; then, and after other messages, the text is also what the turn was asked.
+    """
     retrieval: Literal["on", "off"] = "on" if retrieved else "off"
     usual: dict[str, Any] = {"model": "scripted", "retrieval": retrieval, "memory": "off"}
     settings = Settings(**{"model_servers": ",".join(servers), **usual, **set_to})
     async with open_model_group(settings) as model:
-        found = Answering(text, options or {}, FakeRetriever(*retrieved))
+        messages = [*before, {"role": "user", "content": text}] if row is None else []
+        asked = question(TURN, options=options or {}, messages=messages)
+        if before or row is not None:
+            asked = msgspec.structs.replace(asked, input=text)
+        found = Answering(asked, FakeRetriever(*retrieved))
         found.cache = cache or FakeAnswerCache(settings.answer_cache)
         services = SimpleNamespace(
             token_log=found.log, model=model, retriever=found.retriever, answer_cache=found.cache
         )
-        worker = SimpleNamespace(services=services, settings=settings, generation=1, settled=_settled)
+        worker = found.worker = SimpleNamespace(services=services, settings=settings, generation=1, settled=_settled)
+        kept = Conversation(
+            conversation_id="c", tenant="t", user="u", title="", created_at=0, updated_at=0, turns=list(row or ())
+        )
+        monkeypatch.setattr(conversations, "_read", lambda _: kept)
         monkeypatch.setattr(generate, "app", worker)
         monkeypatch.setattr(ground, "app", worker)
         monkeypatch.setattr(recall, "app", worker)

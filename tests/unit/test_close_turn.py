@@ -3,13 +3,19 @@
 import asyncio
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from agents import answer
-from streams.records import Question, Turn
+from domain.ids import new_turn_id
+from domain.tokens import Kind, Token
+from domain.turns import End, Start
+from streams.records import Question, Turn, decode, encode
 from tables import conversations
 from tests.support.fakes import FakeLoggedTurn
 from tests.support.runner_fakes import question
+
+TURN = new_turn_id(1_700_000_000_000, 0, 7)
 
 
 def finished(asked: Question) -> Turn:
@@ -53,6 +59,28 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Group:
     monkeypatch.setattr(answer, "finished", lambda asked, _: finished(asked))
     monkeypatch.setattr(answer, "LOOK_SECONDS", 0.001)
     return found
+
+
+@pytest.mark.parametrize(("model", "prompt"), [("", "assistant.v1"), ("small", "")])
+def test_the_record_of_a_turn_has_what_its_question_and_its_end_say(model: str, prompt: str) -> None:
+    asked = msgspec.structs.replace(
+        question(TURN, messages=[{"role": "user", "content": "?"}], experiment="b"), model=model
+    )
+    logged = FakeLoggedTurn()
+    end = End("completed", "small", gaps={7: 2}, retrieval="empty", cache="miss")
+    for seq, (kind, text) in enumerate(
+        [
+            ("claim", msgspec.json.encode(Start("c", model)).decode()),
+            ("token", "So."),
+            ("end", msgspec.json.encode(end).decode()),
+        ]
+    ):
+        logged.feed(Token(TURN, 1, seq, msgspec.convert(kind, Kind), text))
+
+    turn = decode(encode(answer.finished(asked, logged)), Turn)
+
+    assert (turn.answer, turn.model, turn.bare, turn.prompt) == ("So.", "small", bool(model), prompt)
+    assert (turn.experiment, turn.gaps, turn.retrieval, turn.cache) == ("b", {7: 2}, "empty", "miss")
 
 
 async def test_a_turn_is_published_once_where_it_comes_back(group: Group) -> None:

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from time import monotonic
+from typing import Any
 
 import pytest
 
+from agents import generate
+from domain.errors import LogUnavailable
 from domain.generation import Usage
+from domain.sketches import bin_of
 from domain.tokens import Token
-from tests.support.answering import TURN, answering
+from tests.support.answering import TURN, Answering, answering
 from tests.support.model_client import until
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import Script, expected_answer, tool_calls
@@ -160,6 +165,69 @@ async def test_a_server_that_knows_no_limit_is_cut_off(server: ModelServer, monk
     assert len(turn.log.records) < 1000
 
 
+# -- servers that are left alone
+
+
+def leave_alone(turn: Answering, seconds: float) -> None:
+    """Let another answer find out that the server is not to be asked for so long."""
+    (member,) = turn.worker.services.model._members
+    member.breaker.failed(monotonic(), retry_after=seconds)
+
+
+async def test_to_find_all_servers_left_alone_is_no_attempt(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "[tokens=10 pace=0]"
+    async with answering(monkeypatch, [server.base_url], question, model_attempts=1) as turn:
+        leave_alone(turn, 0.2)
+        end = await turn.run()
+
+    assert (end.outcome, turn.text, turn.claims) == ("completed", whole(question), 1)
+    assert server.stats.requests == 1
+
+
+async def test_where_they_are_left_alone_for_longer_than_the_turn_has_it_fails_at_once_and_says_why(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(monkeypatch, [server.base_url], "hi", turn_seconds=20) as turn:
+        leave_alone(turn, 50)
+        end = await turn.run()
+
+    assert (end.outcome, server.stats.requests) == ("failed", 0)
+    assert end.error is not None
+    assert "did not come back in time" in end.error.message
+
+
+async def test_a_turn_that_waits_for_a_server_is_stopped_at_once(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(monkeypatch, [server.base_url], "hi") as turn:
+        leave_alone(turn, 60)
+        running = asyncio.create_task(turn.run())
+        await until(lambda: turn.claims == 1)
+
+        turn.job.stopping.set()
+        end = await running
+
+    assert (end.outcome, server.stats.requests) == ("stopped", 0)
+
+
+async def test_where_the_claim_finds_a_text_while_a_server_is_awaited_it_is_continued(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "[tokens=10 pace=0]"
+    async with answering(monkeypatch, [server.base_url], question) as turn:
+        turn.log.open.clear()
+        leave_alone(turn, 0.2)
+        running = asyncio.create_task(turn.run())
+        await asyncio.sleep(0)
+        turn.have(*expected_answer(question)[:4])  # another worker's, which the tail had not read
+        turn.log.open.set()
+        await running
+
+    assert turn.text == whole(question)
+
+
 # -- when it is given up
 
 
@@ -252,7 +320,72 @@ async def test_usage_adds_up_the_attempts(server: ModelServer, monkeypatch: pyte
         end = await turn.run()
 
     words = sum(len(str(message["content"]).split()) for message in server.requests[-1]["messages"])
-    assert end.usage == Usage(words, 7 + 7 + 7 + 9)
+    assert end.usage.output_tokens == 7 + 7 + 7 + 9
+    # Of an attempt that broke off nobody knows what was read for it.
+    assert end.usage.input_tokens - words == pytest.approx(sum(map(about, list(server.requests)[:-1])), rel=0.1)
+
+
+async def test_a_turn_that_is_stopped_before_its_usage_is_told_costs_about_what_it_read(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(monkeypatch, [server.base_url], "[tokens=5000 pace=1]") as turn:
+        running = asyncio.create_task(turn.run())
+        await until(lambda: turn.kinds.count("token") > 3)
+        turn.job.stopping.set()
+        end = await running
+
+    assert end.outcome == "stopped"
+    assert end.usage.input_tokens == pytest.approx(about(server.requests[0]), rel=0.1)
+
+
+async def test_a_model_that_was_not_heard_has_cost_nothing(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(monkeypatch, [server.base_url], "[fault=503 times=all]", model_attempts=2) as turn:
+        end = await turn.run()
+
+    assert end.usage == Usage(0, 0)
+
+
+def about(body: Mapping[str, Any]) -> float:
+    """Return how many model tokens the prompt of a request has, by its length."""
+    return sum(len(message["content"]) / 3.5 + 4 for message in body["messages"])
+
+
+async def test_of_an_answer_every_gap_between_two_tokens_is_told_also_those_over_its_breaks(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "[tokens=30 pace=0 fault=reset after=7 times=3]"
+    async with answering(monkeypatch, [server.base_url], question) as turn:
+        end = await turn.run()
+
+    assert sum(end.gaps.values()) == 29
+    assert max(end.gaps) >= bin_of(10)  # the pause before an attempt
+
+
+async def test_usage_adds_up_over_the_tries_of_a_turn_whose_log_failed(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "[tokens=10 pace=0]"
+    async with answering(monkeypatch, [server.base_url], question) as turn:
+        taken = turn.log.put
+
+        async def cut(_: int, token: Token) -> int:
+            if token.kind != "end":
+                return await taken(0, token)
+            turn.log.turn.cut = True
+            raise LogUnavailable("scripted")
+
+        monkeypatch.setattr(turn.log, "put", cut)
+        with pytest.raises(LogUnavailable):
+            await turn.run()
+        monkeypatch.setattr(turn.log, "put", taken)
+        turn.log.turn.cut = False
+        end = await turn.run()
+
+    words = [sum(len(str(message["content"]).split()) for message in body["messages"]) for body in server.requests]
+    assert len(words) == 2
+    assert end.usage.input_tokens == sum(words)
 
 
 async def test_options_and_seed_are_the_same_in_every_attempt(
@@ -345,6 +478,23 @@ async def test_a_turn_that_may_have_text_is_asked_for_only_after_the_claim(
         assert server.stats.requests == 0
         turn.log.open.set()
         await running
+
+
+async def test_a_turn_that_is_to_stop_is_ended_whoever_owns_it_by_now(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "ZOMBIE_SECONDS", 3600.0)
+    async with answering(monkeypatch, [server.base_url], "[tokens=500]") as turn:
+        turn.log.append(0, Token(TURN, 5 << 16, 0, "claim", "{}"))
+        turn.log.read()
+        running = asyncio.create_task(turn.run())
+        await asyncio.sleep(0)
+        assert turn.claims == 1
+
+        turn.job.stopping.set()
+        end = await running
+
+    assert (end.outcome, turn.claims, server.stats.requests) == ("stopped", 2, 0)
 
 
 async def test_a_turn_that_is_stopped_before_its_claim_is_through_is_stopped(

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import pytest
 from prometheus_client import REGISTRY
 
-from adapters.model_group import Member, ModelGroup, open_model_group
+from adapters.model_group import KEY_SECONDS, Member, ModelGroup, open_model_group
 from config.settings import Settings
 from domain.breaker import FIRST_SECONDS, OPENS_AFTER
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
@@ -154,6 +154,49 @@ async def test_where_one_server_refuses_the_key_another_answers_and_where_all_do
     group["a"].error = group["b"].error = KeyRefused("check OPENAI_API_KEY")
     with pytest.raises(KeyRefused, match="OPENAI_API_KEY"):
         await group.ask()
+
+
+async def test_where_one_refuses_the_key_and_the_other_is_only_busy_it_is_worth_another_try() -> None:
+    for names in ("ab", "ba"):
+        group = Group(names)
+        group["a"].error, group["b"].error = ModelBusy("scripted 503"), KeyRefused("check OPENAI_API_KEY")
+        for _ in range(3):
+            with pytest.raises(ModelBusy):
+                await group.ask()
+
+        group["a"].error = None
+        group.clock.now += FIRST_SECONDS
+
+        assert await group.ask() == "a"
+
+
+async def test_where_one_refuses_the_key_and_the_other_is_left_alone_the_key_is_not_blamed() -> None:
+    group = Group("ba")
+    group["b"].error = KeyRefused("check OPENAI_API_KEY")
+    assert await group.ask() == "a"
+    group.clock.now += KEY_SECONDS / 2
+    group["a"].error = ModelBusy("scripted", retry_after=KEY_SECONDS)
+    with pytest.raises(ModelBusy):
+        await group.ask()
+
+    group.clock.now += KEY_SECONDS / 2
+    with pytest.raises(ModelBusy):
+        await group.ask()
+
+    assert (group["a"].asked, group["b"].asked) == (2, 2)
+
+
+async def test_it_is_known_how_long_all_servers_are_left_alone() -> None:
+    group = Group("ab")
+    assert group.group.wait() == 0
+    group["a"].error, group["b"].error = ModelBusy("busy", retry_after=30.0), ModelBusy("busy", retry_after=20.0)
+    with pytest.raises(ModelBusy):
+        await group.ask()
+    group.clock.now += 5
+    assert group.group.wait() == 15
+
+    group.clock.now += 15
+    assert group.group.wait() == 0
 
 
 async def test_models_are_those_of_all_servers_that_are_there() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from adapters.model import open_model
 from adapters.resuming import PROBE_AGAIN_SECONDS, PROBE_NEXT, PROBE_QUESTION, Resuming
+from config.settings import Settings
 from domain.errors import BadRequest, ModelBusy
 from domain.generation import Delta, Generation
 from tests.support.clock import Clock
@@ -44,10 +45,26 @@ class NoTimeForProbes:
         return ["scripted"]
 
 
+class Gateway:
+    """A server of two models: ``needs flags`` continues a text only with them, ``refuses flags`` only without."""
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        flags, last = "continue_final_message" in generation.options, generation.messages[-1]
+        if flags and generation.model == "refuses flags":
+            raise BadRequest("scripted 400")
+        so_far = last["content"] if last["role"] == "assistant" else ""
+        continues = flags or generation.model == "refuses flags"
+        yield [Delta(TRUTH[len(so_far) if continues else 0 :])]
+
+    async def models(self) -> list[str]:
+        return ["needs flags", "refuses flags"]
+
+
 @asynccontextmanager
 async def resuming(server: ModelServer, setting: str = "auto", clock: Clock | None = None) -> AsyncIterator[Resuming]:
     async with open_model(settings_for(server.base_url)) as model:
-        opened = Resuming(model, setting, clock=clock or Clock())  # type: ignore[arg-type] # tests give literals
+        settings = Settings(model_resume=setting).ways_to_resume
+        opened = Resuming(model, settings, clock=clock or Clock())
         try:
             yield opened
         finally:
@@ -89,6 +106,58 @@ async def test_flags_that_a_server_refuses_are_sent_once_only() -> None:
         assert ["continue_final_message" in body for body in server.requests] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("setting", ["auto", "prefill"])
+async def test_flags_that_one_model_of_a_server_refuses_are_still_sent_for_another(setting: str) -> None:
+    model = Resuming(Gateway(), Settings(model_resume=setting).ways_to_resume)
+
+    for name in ("needs flags", "refuses flags", "needs flags", "refuses flags"):
+        asked = Generation(name, [{"role": "user", "content": QUESTION}], {}, TRUTH[:50], 0)
+        assert TRUTH[:50] + text_of(await read(model, asked)) == TRUTH
+        await until(lambda: not model._probes)
+
+
+async def test_a_model_may_have_a_way_of_its_own() -> None:
+    async with ModelServer() as server, resuming(server, "prefill,told=instruct") as model:
+        for name in ("told", "scripted"):
+            asked = Generation(name, [{"role": "user", "content": QUESTION}], {}, TRUTH[:50], 0)
+            assert TRUTH[:50] + text_of(await read(model, asked)) == TRUTH
+
+    assert [body["messages"][-1]["role"] for body in server.requests] == ["user", "assistant"]
+    assert server.probes == 0
+
+
+@pytest.mark.parametrize(("named", "tried_out"), [("", "first"), ("second", "second")])
+async def test_at_the_start_the_named_model_is_tried_out_or_the_first_one(named: str, tried_out: str) -> None:
+    async with ModelServer() as server, resuming(server) as model:
+        server.models = ["first", "second"]
+
+        model.try_out(named)
+        await until(lambda: bool(model._ways))
+
+        assert (model._ways, server.probes) == ({tried_out: "prefill"}, 1)
+
+
+async def test_a_server_that_is_not_up_at_the_start_is_tried_out_beside_its_first_answer() -> None:
+    async with ModelServer() as server, resuming(server) as model:
+        await server.refuse()
+        model.try_out("scripted")
+        await until(lambda: not model._probes)
+        assert server.probes == 0
+
+        await server.accept()
+        await read(model, asking())
+        await until(lambda: not model._probes)
+
+        assert model._ways == {"scripted": "prefill"}
+
+
+async def test_a_server_that_is_told_its_way_is_asked_nothing_at_the_start() -> None:
+    async with ModelServer() as server, resuming(server, "prefill,told=instruct") as model:
+        model.try_out("")
+
+        assert not model._probes
+
+
 async def test_a_server_is_tried_out_beside_its_first_answer_and_not_before_or_again() -> None:
     async with ModelServer() as server, resuming(server) as model:
         assert server.probes == 0
@@ -101,7 +170,7 @@ async def test_a_server_is_tried_out_beside_its_first_answer_and_not_before_or_a
 
 async def test_a_probe_that_fails_is_repeated_later() -> None:
     clock, server = Clock(), NoTimeForProbes()
-    model = Resuming(server, "auto", clock=clock)
+    model = Resuming(server, {"": "auto"}, clock=clock)
     for _ in range(3):
         await read(model, asking())
         await until(lambda: not model._probes)
@@ -159,7 +228,7 @@ async def test_a_probe_ends_with_the_worker() -> None:
             await asyncio.Event().wait()
             yield []
 
-    model = Resuming(Silent(), "auto")
+    model = Resuming(Silent(), {"": "auto"})
     model._probe_soon("m")
     await asyncio.sleep(0)
 

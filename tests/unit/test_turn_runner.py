@@ -85,8 +85,8 @@ def answers() -> Answers:
 
 @pytest_asyncio.fixture
 async def runner(group: FakeGroup, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TurnRunner]:
-    real = asyncio.sleep
-    monkeypatch.setattr("streams.turn_runner.asyncio.sleep", lambda _: real(0))  # back-off takes no time here
+    monkeypatch.setattr(turn_runner, "pause", lambda _: 0)
+    monkeypatch.setattr(turn_runner, "LOOK_SECONDS", 0)
     runner = TurnRunner(group, Limits(running=3, held=4, held_bytes=10_000))
     answers.runner = runner
     task = asyncio.create_task(runner.run(group, answers, answers.give_up))
@@ -461,17 +461,44 @@ async def test_the_position_is_where_delivery_began_or_what_was_taken(
     assert runner.position(0) == 7
 
 
-async def test_a_stop_that_overtakes_its_question_stops_it_all_the_same(
+async def test_whoever_stops_a_turn_that_is_not_here_is_told_so(
     group: FakeGroup, answers: Answers, runner: TurnRunner
 ) -> None:
-    await runner.stop("a1")
+    assert not await runner.stop("a1")
 
     group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
 
-    await until(lambda: answers.ended == ["a1"])
+    assert await runner.stop("a1")
 
 
-async def stop_without_a_log(group: FakeGroup, answers: Answers, runner: TurnRunner) -> "asyncio.Task[None]":
+async def test_a_stop_does_not_wait_for_a_turns_next_try(
+    group: FakeGroup, answers: Answers, runner: TurnRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_runner, "pause", lambda _: 3600.0)
+    answers.fail["a1"] = [LogUnavailable("busy")]
+    group.ask("a1", "a")
+    await until(lambda: answers.begun == ["a1"])
+
+    assert await asyncio.wait_for(runner.stop("a1"), 5)
+    assert answers.logged == ["a1"]
+
+
+async def test_a_worker_that_has_handed_over_takes_no_question(
+    group: FakeGroup, answers: Answers, runner: TurnRunner
+) -> None:
+    await runner.hand_over()
+
+    group.ask("a1", "a")
+    group.ask("b1", "b")
+    await until(group.queue.empty)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert (answers.begun, len(runner), group.acked) == ([], 0, [])
+
+
+async def stop_without_a_log(group: FakeGroup, answers: Answers, runner: TurnRunner) -> "asyncio.Task[bool]":
     """Return the stop of an answer whose end the log does not take yet."""
     group.ask("a1", "a")
     await until(lambda: answers.begun == ["a1"])

@@ -81,7 +81,6 @@ class Turns(RuleBasedStateMachine):
         self.answering: dict[str, Job] = {}
         self.gates: dict[str, asyncio.Future[None]] = {}
         self.fails: dict[str, list[Exception]] = {}
-        self.stopped: set[str] = set()
         self.begin()
 
     def begin(self) -> None:
@@ -222,10 +221,12 @@ class Turns(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop(self, data: st.DataObject) -> None:
         turn_id = data.draw(st.sampled_from(self.asked()))
-        is_here = turn_id in [job.question.turn_id for job in self.runner._jobs.values() if not job.done]
-        self.run(asyncio.wait_for(self.runner.stop(turn_id), 5))
-        if is_here:
-            assert turn_id in self.ended  # whatever runs before it
+        here = [job.question.turn_id for job in self.runner._jobs.values() if not job.done]
+        was_here = self.run(asyncio.wait_for(self.runner.stop(turn_id), 5))
+        assert was_here == (turn_id in here)
+        if not was_here and turn_id not in self.ended:  # it waits in Kafka, and is ended by `agents.control`
+            self.end(turn_id, "stopped")
+        assert turn_id in self.ended  # whatever runs before it, and whoever gets it next
         self.settle()
 
     @rule()
