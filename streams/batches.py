@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import structlog
 
 from domain.backoff import pause
-from domain.errors import Rejected
+from domain.errors import BadRecord, Rejected
 from streams import handling
 from streams.handling import set_aside
 from streams.patience import MAX_ATTEMPTS, may_pass
@@ -41,13 +41,14 @@ class App(handling.App, Protocol):
 
 
 class Batches(Generic[W]):
-    """See the module. One for each agent and topic."""
+    """See the module. One for each agent and topic; ``is_owner`` as in `streams.handling.handle_each`."""
 
-    def __init__(self, app: App, topic: str, kind: type[W], handle: Handle[W]) -> None:
+    def __init__(self, app: App, topic: str, kind: type[W], handle: Handle[W], *, is_owner: bool = True) -> None:
         self._app = app
         self._topic = topic
         self._kind = kind
         self._handle = handle
+        self._is_owner = is_owner
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(AT_ONCE)
         self._next: dict[int, tuple[int, int]] = {}  # by partition: generation, the offset after the last handled
 
@@ -134,8 +135,9 @@ class Batches(Generic[W]):
         for number, event in enumerate(events, 1):
             try:
                 records[event.message.offset] = decode(event.value, self._kind)
-            except Rejected as error:
-                bad[event.message.offset] = error
+            except BadRecord as error:
+                if self._is_owner:
+                    bad[event.message.offset] = error
             if number % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         return records, bad

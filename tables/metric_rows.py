@@ -11,8 +11,10 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
+from domain.prices import NANO
+from domain.sketches import Bins
 from streams.records import Wire
-from tables.measures import NANO, Bins, Dimensions, Measures, quantile
+from tables.measures import Dimensions, Measures, quantile
 
 Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[float, Meta(ge=0)] | None
@@ -60,7 +62,13 @@ class TokensMeasures(msgspec.Struct, frozen=True):
     output_tokens: Annotated[Count, Meta(description="Model tokens of answers.")]
     cost: Annotated[float, Meta(ge=0, description="At HEADRACE_INPUT_PRICE and HEADRACE_OUTPUT_PRICE.")]
     first_token_ms: Annotated[Spread, Meta(description="From the question's acceptance to the first token.")]
-    token_gap_ms: Annotated[Spread, Meta(description="Between two model tokens, on a turn's average.")]
+    token_gap_ms: Annotated[
+        Spread,
+        Meta(
+            description="Between two tokens of an answer as they came from the model. A turn of which that is not known"
+            " counts as one: its average."
+        ),
+    ]
 
     @classmethod
     def of(cls, sums: Measures) -> "TokensMeasures":
@@ -75,14 +83,20 @@ class TokensMeasures(msgspec.Struct, frozen=True):
 
 
 class QualityMeasures(msgspec.Struct, frozen=True):
-    """How well it was answered. What this Headrace cannot do yet is 0."""
+    """How well it was answered."""
 
     turns: Annotated[Count, Meta(description="Turns that ended in the window: what the others are shares of.")]
     cache_hits: Annotated[Count, Meta(description="Turns answered from the cache.")]
     retrieval_hits: Annotated[Count, Meta(description="Turns for which passages were found.")]
     citations: Annotated[Count, Meta(description="Passages that answers name.")]
-    feedback_up: Count
-    feedback_down: Count
+    feedback_up: Annotated[
+        Count,
+        Meta(
+            description="Thumbs up that were given in the window, whenever the turn ended. Of what was said of one turn"
+            " in it the latest counts."
+        ),
+    ]
+    feedback_down: Annotated[Count, Meta(description="Thumbs down, likewise.")]
 
     @classmethod
     def of(cls, sums: Measures) -> "QualityMeasures":
@@ -138,8 +152,13 @@ METRIC_TYPES: Final[Mapping[str, type[TurnsMeasures | TokensMeasures | QualityMe
 def rows_of(
     size: int, start: int, dimensions: Dimensions, sums: Measures, *, revision: int, final: bool
 ) -> Iterator[tuple[str, AnyRow]]:
-    """Yield the row of each metric, with its name. Size and start in ms."""
+    """Yield the row of each metric, with its name. Size and start in ms.
+
+    Where no turn ended in the window, but something was said of earlier ones, that is of their quality alone.
+    """
     for name, kind in METRIC_TYPES.items():
+        if not sums.turns and kind is not QualityMeasures:
+            continue
         yield (
             name,
             MetricRow(

@@ -75,7 +75,7 @@ _dimensions = msgspec.json.Decoder(Dimensions)
 
 
 class Parts:
-    """See the module. One change at a time for each partition. ``clock`` is monotonic; ``partitions``: of the turns."""
+    """See the module. One change at a time for each partition. ``clock`` is monotonic; ``partitions``: of all logs."""
 
     def __init__(self, rows: Rows, partitions: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows = rows
@@ -258,4 +258,5 @@ def _window(kind: str, size: int, start: int) -> str:
     return first_key(kind, size, start) + "."
 
 
-parts = Parts(row_table("parts", check=msgspec.msgpack.decode), app.settings.partitions)
+# The feedback's partitions are numbered after those of the turns.
+parts = Parts(row_table("parts", check=msgspec.msgpack.decode), 2 * app.settings.partitions)

@@ -10,6 +10,9 @@ to be brought back after a restart or a rebalance but the rows. Of each partitio
 
 A row is whole: it has every turn of its partition up to its offset. So a turn that is handled again, after a crash in
 the middle of anything, adds nothing; and of an open and a closed row the one with the later offset counts.
+
+What is said of turns (`votes`) goes the same way, at the time at which it was said. Its rows have the vote of each
+turn, so that of two in one window the later counts and a repeated one changes nothing; there are no rows ``t``.
 """
 
 import asyncio
@@ -23,10 +26,11 @@ import msgspec
 
 from config import metrics
 from domain.errors import BadRecord, Rejected, TooLate
+from domain.prices import FREE, Prices
 from domain.windows import LARGEST_MS, SIZES_MS, closable, purgeable, start_of
 from streams.app import app
-from streams.records import Turn
-from tables.measures import Dimensions, Measures, Part, PartRow, Prices, measured
+from streams.records import Feedback, Turn
+from tables.measures import Dimensions, Measures, Part, PartRow, measured, voted
 from tables.row_table import row_table
 from tables.slices import ROWS_AT_ONCE, Change, Rows, Slices
 from tables.window_keys import END_OF_TIME, first_key, rest_of, size_in, start_in, time_digits
@@ -75,11 +79,15 @@ _number = msgspec.msgpack.Decoder(int)
 
 
 class Windows:
-    """See the module. One change at a time for each partition."""
+    """See the module. One change at a time for each partition.
 
-    def __init__(self, rows: Rows, prices: Prices) -> None:
+    ``first``: the number that its parts call the first partition by.
+    """
+
+    def __init__(self, rows: Rows, prices: Prices, *, first: int = 0) -> None:
         self._rows = rows
         self._prices = prices
+        self._first = first
         self._changing: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._slices = Slices(rows, writers=WRITERS)
         self._latest: dict[int, int] = {}  # by partition: the latest end of a turn since this worker started
@@ -89,16 +97,16 @@ class Windows:
         self._kept_from: dict[int, tuple[int, int]] = {}  # by partition
         self._tried: dict[tuple[int, int, int], int] = {}  # by partition, size and start: a revision that may be out
 
-    async def add(self, partition: int, turns: Mapping[int, Turn]) -> dict[int, Rejected]:
-        """Add turns to their windows, in the order of their offsets; return those that are refused.
+    async def add(self, partition: int, records: Mapping[int, Turn | Feedback]) -> dict[int, Rejected]:
+        """Add records of one log to their windows, in the order of their offsets; return those that are refused.
 
         Returns when the changelog has all others. Raises `NotOwner`, `StoreUnavailable` and `LogUnavailable`; the same
-        turns can be added again then.
+        records can be added again then.
         """
         async with self._changing[partition]:
             batch = _Batch(self._rows, partition, self._prices, self._closed_through(partition, SIZES_MS[0]))
-            for number, (offset, turn) in enumerate(turns.items(), 1):
-                batch.add(offset, turn)
+            for number, (offset, record) in enumerate(records.items(), 1):
+                batch.add(offset, record)
                 if number % TURNS_AT_ONCE == 0:
                     await asyncio.sleep(0)
             for at in batch.places():
@@ -164,13 +172,13 @@ class Windows:
         tried = self._tried.get((partition, size, window), 0)
         revision = self._tried[partition, size, window] = 1 + max(tried, *(row.revision for row in rows.values()))
         part = Part(
-            partition=partition,
+            partition=self._first + partition,
             epoch=epoch,
             size=size,
             closed_through=self._closed_through(partition, size),
             start=window,
             revision=revision,
-            rows=tuple(PartRow(at.of_turns(), row.measures) for at, row in rows.items()),
+            rows=tuple(PartRow(at.of_turns(), row.measures.counted()) for at, row in rows.items()),
         )
         await publish(part)
         changes: list[Change] = []
@@ -191,7 +199,7 @@ class Windows:
         """Tell that every window up to ``end`` is closed, also where there was none."""
         epoch = self._rows.epoch(partition)
         if self._announced.get((partition, size)) != (epoch, end):
-            await publish(Part(partition=partition, epoch=epoch, size=size, closed_through=end))
+            await publish(Part(partition=self._first + partition, epoch=epoch, size=size, closed_through=end))
             self._announced[partition, size] = (epoch, end)
 
     def _closed_through(self, partition: int, size: int) -> int:
@@ -232,7 +240,7 @@ class Windows:
 
 
 class _Batch:
-    """What a batch of turns changes in a partition's rows."""
+    """What a batch of records changes in a partition's rows."""
 
     def __init__(self, rows: Rows, partition: int, prices: Prices, closed_through: int) -> None:
         self._rows = rows
@@ -249,34 +257,37 @@ class _Batch:
         self.refused: dict[int, Rejected] = {}
         self.counted = Counter[str]()
 
-    def add(self, offset: int, turn: Turn) -> None:
-        """Add a turn to each of its windows that does not have it."""
-        ended = turn.ended_at
-        if not 0 <= ended <= END_OF_TIME:
-            self.refused[offset] = BadRecord(f"a turn cannot have ended at {ended}")
+    def add(self, offset: int, record: Turn | Feedback) -> None:
+        """Add a record to each of its windows that does not have it."""
+        moment = record.ended_at if isinstance(record, Turn) else record.at
+        if not 0 <= moment <= END_OF_TIME:
+            self.refused[offset] = BadRecord(f"nothing can have been at {moment}")
             return
-        if ended < self._purged:
+        if moment < self._purged:
             self.refused[offset] = TooLate(f"its windows, which end by {self._purged}, are not corrected any more")
             self.counted["too_late"] += 1
             return
-        key = TURN + time_digits(ended) + turn.turn_id
-        if self._offset_of(key, offset) < offset:
-            self.counted["repeated"] += 1
-            return
-        self._turns[key] = offset
-        self.latest = max(self.latest, ended)
-        dimensions, measures = measured(turn, self._prices)
+        if isinstance(record, Turn):
+            key = TURN + time_digits(moment) + record.turn_id
+            if self._offset_of(key, offset) < offset:
+                self.counted["repeated"] += 1
+                return
+            self._turns[key] = offset
+            dimensions, measures = measured(record, self._prices)
+        else:
+            dimensions, measures = voted(record)
+        self.latest = max(self.latest, moment)
         free_text = msgspec.json.encode(dimensions).decode()
         for size in SIZES_MS:
-            at = Cell(size, start_of(ended, size), free_text)
+            at = Cell(size, start_of(moment, size), free_text)
             if self._row(at)[1].offset < offset:
                 self._added[at].append(measures)
                 self._offsets[at] = offset
-        late = start_of(ended, SIZES_MS[0]) < self._closed_through
+        late = start_of(moment, SIZES_MS[0]) < self._closed_through
         self.counted["late" if late else "in_time"] += 1
 
     def places(self) -> Iterable[Cell]:
-        """Return where the rows are that the batch's turns belong to."""
+        """Return where the rows are that the batch's records belong to."""
         return self._found.keys()
 
     def changes(self) -> Iterator[Change]:
@@ -323,5 +334,9 @@ def _purged(rows: Rows, partition: int) -> int:
 
 windows = Windows(
     row_table("windows", check=msgspec.msgpack.Decoder(Row | int).decode),
-    Prices(app.settings.input_price, app.settings.output_price),
+    Prices(*app.settings.prices),
+)
+# In a table of its own: its rows name offsets of another log.
+votes = Windows(
+    row_table("votes", check=msgspec.msgpack.Decoder(Row | int).decode), FREE, first=app.settings.partitions
 )

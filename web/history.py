@@ -18,10 +18,11 @@ from domain.errors import LogUnavailable, SinkUnavailable
 from domain.history import Owner, is_near, page_of
 from domain.ids import place_of
 from web.errors import bad_input
+from web.feedback import said_of
 from web.keys import Identity
 from web.progress import place_of_turn
 from web.questions import find_turn
-from web.shapes import ConversationList, ConversationView, TurnInConversation, rfc3339
+from web.shapes import ConversationList, ConversationView, FeedbackView, TurnInConversation, rfc3339
 from web.site import Site
 from web.views import of_finished, view
 
@@ -125,7 +126,8 @@ async def turns(
                 raise
             stored, unavailable = [], True
     page = page_of(near, stored, _turn_id, before=before, limit=limit)
-    shown = [_without_texts(turn) for turn in _as_answered(page.items[::-1], near)]
+    said = await said_of(site, identity, [turn.turn_id for turn in page.items if turn.outcome])
+    shown = [_as_listed(turn, said.get(turn.turn_id)) for turn in _as_answered(page.items[::-1], near)]
     return Turns(shown, page.has_more, unavailable)
 
 
@@ -140,9 +142,9 @@ def _as_answered(turns: Sequence[TurnInConversation], near: Sequence[TurnInConve
     return [next(ours) if turn.turn_id in known else turn for turn in turns]
 
 
-def _without_texts(turn: TurnInConversation) -> TurnInConversation:
-    """Return a turn with the titles of its citations, wherever it was read: the table has no more of them."""
-    return replace(turn, citations=[dataclasses.replace(each, text="") for each in turn.citations])
+def _as_listed(turn: TurnInConversation, said: FeedbackView | None) -> TurnInConversation:
+    """Return a turn with what was said of it, and the titles of its citations: the table has no more of them."""
+    return replace(turn, feedback=said, citations=[dataclasses.replace(each, text="") for each in turn.citations])
 
 
 def _turn_id(turn: TurnInConversation) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from yarl import URL
 
 from config.settings import Settings
-from domain.history import Owner, StoredConversation, StoredTurn
+from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from domain.knowledge import DocumentStatus, Found, Reader
 from domain.memory import Memories
 from domain.tokens import Token, TurnInLog
@@ -111,6 +111,10 @@ class History(Protocol):
 
     async def turn(self, owner: Owner, turn_id: str) -> StoredTurn | None:
         """Return a turn of this user's."""
+        ...
+
+    async def feedback(self, owner: Owner, turn_ids: Sequence[str]) -> list[StoredFeedback]:
+        """Return what this user said of turns."""
         ...
 
 

@@ -12,6 +12,7 @@ from web import (
     docs,
     documents,
     events,
+    feedback,
     health,
     me,
     memories,
@@ -39,6 +40,7 @@ from web.shapes import (
     DocumentView,
     EditedTurn,
     EmbeddingList,
+    FeedbackView,
     Health,
     Me,
     MemoryList,
@@ -46,6 +48,7 @@ from web.shapes import (
     MemoryView,
     NewConversation,
     NewDocument,
+    NewFeedback,
     NewMemory,
     NewTurn,
     RegeneratedTurn,
@@ -225,17 +228,30 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         group="Turns",
+        method="POST",
+        path="/v1/turns/{turn_id}/feedback",
+        handler=feedback.rate,
+        does="Say what a turn was like, once it has ended. Once this is answered, it is in Kafka.",
+        more="What you say later takes its place, also without a comment. A turn and its conversation show it when the"
+        " archive's window closes.",
+        takes=NewFeedback,
+        gives=FeedbackView,
+        status=202,
+    ),
+    Route(
+        group="Turns",
         method="GET",
         path="/v1/ws",
         handler=socket.socket,
         does="The same commands and events over a WebSocket.",
         more="Messages are JSON objects. A client sends `ask` `{conversation_id?, idempotency_key?, …}` with the fields"
-        " of the route's body (without a conversation, one is begun), `regenerate` and `edit` `{turn_id, …}`, `stop`"
-        " `{turn_id}`, `events` `{turn_id, starting_after?}` and `ping`, each with its name as `type` and, if it likes,"
-        " a `ref` of its own, which the answer carries too. `accepted` has what the route answers; after `ask`,"
-        " `regenerate`, `edit` and `events` the turn's events follow: the event's name as `type`, its number as `id`,"
-        " `turn_id`, and the fields of its data. `error` has `status`, the error object and, where it is a matter of"
-        " time, `retry_after`. At 1012 connect again, and send `events` with the last `id` as `starting_after`.",
+        " of the route's body (without a conversation, one is begun), `regenerate`, `edit` and `feedback`"
+        " `{turn_id, …}`, `stop` `{turn_id}`, `events` `{turn_id, starting_after?}` and `ping`, each with its name as"
+        " `type` and, if it likes, a `ref` of its own, which the answer carries too. `accepted` has what the route"
+        " answers; after `ask`, `regenerate`, `edit` and `events` the turn's events follow: the event's name as `type`,"
+        " its number as `id`, `turn_id`, and the fields of its data. `error` has `status`, the error object and, where"
+        " it is a matter of time, `retry_after`. At 1012 connect again, and send `events` with the last `id` as"
+        " `starting_after`.",
         status=101,
     ),
     Route(

@@ -1,7 +1,7 @@
 """The bodies of the native routes, as API.md has them. Times are UTC, ids are strings that clients do not parse."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -14,6 +14,9 @@ from streams.records import OnBusy
 Title = Annotated[str, Meta(max_length=200)]
 ModelName = Annotated[str, Meta(max_length=200)]
 Stops = Annotated[list[str], Meta(max_length=4)]
+
+COMMENT_LENGTH: Final = 2_000
+CORRECTION_LENGTH: Final = 20_000
 
 MemoryText = Annotated[str, Meta(min_length=1, max_length=TEXT_LENGTH)]
 
@@ -76,6 +79,14 @@ class RegeneratedTurn(Struct, frozen=True, kw_only=True):
     options: Options | None = None
 
 
+class NewFeedback(Struct, frozen=True, kw_only=True):
+    """What a turn was like: 1 for good, -1 for bad. ``correction``: what the answer should have been."""
+
+    rating: Annotated[int, Meta(extra_json_schema={"enum": [1, -1]})]
+    comment: Annotated[str, Meta(max_length=COMMENT_LENGTH)] | None = None
+    correction: Annotated[str, Meta(max_length=CORRECTION_LENGTH)] | None = None
+
+
 class NewMemory(Struct, frozen=True, kw_only=True):
     """Something to remember of who sends it, as a sentence."""
 
@@ -113,11 +124,23 @@ class StoppedTurn(Struct, frozen=True, kw_only=True):
     status: Status
 
 
+class FeedbackView(Struct, frozen=True, kw_only=True):
+    """What was last said of a turn."""
+
+    turn_id: str
+    rating: int
+    given_at: datetime
+    object: Literal["feedback"] = "feedback"
+    comment: str | None = None
+    correction: str | None = None
+
+
 class ShownTurn(Struct, frozen=True, kw_only=True):
     """A turn, as far as every route shows it. ``last_event_id`` is the event up to which ``answer`` goes.
 
     ``citations``: the passages that the model was given, by the number that the answer names them by. ``retrieval``:
-    what the search for them came to. ``cache``: whether the answer is an earlier one.
+    what the search for them came to. ``cache``: whether the answer is an earlier one. ``feedback``: what you last said
+    of it, a window after you did; none while the archive does not answer.
     """
 
     turn_id: str
@@ -135,6 +158,7 @@ class ShownTurn(Struct, frozen=True, kw_only=True):
     citations: list[Citation] = []
     retrieval: Retrieval | None = None
     cache: Cache | None = None
+    feedback: FeedbackView | None = None
     last_event_id: int | None = None
 
 

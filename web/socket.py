@@ -36,7 +36,7 @@ from web.tracing import REQUEST_ID, request_id_of
 
 log = structlog.get_logger(__name__)
 
-Command = Literal["ask", "regenerate", "edit", "stop", "events", "ping"]
+Command = Literal["ask", "regenerate", "edit", "stop", "feedback", "events", "ping"]
 
 MAX_FOLLOWED: Final = 100  # turns at once; each costs about as much as an event stream
 MAX_COMMANDS: Final = 16  # at once; more wait in the connection
@@ -139,13 +139,14 @@ class Socket:
                     await self._follow(message)
                 case "stop":
                     await self._call(message, f"/v1/turns/{_named(message)}/stop", {})
+                case "feedback":
+                    await self._call(message, f"/v1/turns/{_named(message)}/feedback", _body(content))
                 case "ask" | "regenerate" | "edit":
                     await self._ask(message, content)
 
     async def _ask(self, message: Message, content: bytes) -> None:
         """Ask, and follow the new turn."""
-        fields = msgspec.json.decode(content)
-        body = {name: value for name, value in fields.items() if name not in Message.__struct_fields__}
+        body = _body(content)
         async with self._asking:
             self._check_room()
             if message.type != "ask":
@@ -252,6 +253,12 @@ def _named(message: Message) -> str:
     if not message.turn_id:
         raise bad_input("turn_id", "turn_id is required.", "missing_required_parameter")
     return quote(message.turn_id, safe="")
+
+
+def _body(content: bytes) -> dict[str, Any]:
+    """Return the fields of a message that its route takes."""
+    fields: dict[str, Any] = msgspec.json.decode(content)
+    return {name: value for name, value in fields.items() if name not in Message.__struct_fields__}
 
 
 def _error(status: int, headers: Mapping[str, str]) -> dict[str, Any]:

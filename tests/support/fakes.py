@@ -6,7 +6,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -18,12 +18,12 @@ from yarl import URL
 from config.settings import Settings
 from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner, SinkUnavailable
 from domain.generation import Usage
-from domain.history import Owner, StoredConversation, StoredTurn
+from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from domain.ids import place_of
 from domain.memory import Memories
 from domain.tokens import Fold, Token, text_of
 from domain.turns import End, Failure, Outcome, Start
-from streams.records import Control, MemoryChange, Question, Turn, Wire, encode
+from streams.records import Control, Feedback, MemoryChange, Question, Turn, Wire, encode
 from streams.topics import Topics, TopicSpec, partition_of
 from tables.conversations import Conversation, KeptTurn, Listed
 from tables.replays import HOLDS_MS, Replay
@@ -34,6 +34,7 @@ T = TypeVar("T")
 ALICE = "alice-key-0123456789"
 BOB = "bob-key-0123456789ab"
 PARTITIONS = 4
+TURNS = "chat.turns.v1"
 
 
 def settings_for_tests(**changes: Any) -> Settings:
@@ -135,6 +136,14 @@ class FakeKafka:
         for question in self.questions():
             if question.turn_id == turn_id:
                 self._close(question, end)
+
+    def publish_turn(self, turn_id: str, **fields: Any) -> None:
+        """Put the finished turn of a question into its topic, where most tests need none."""
+        question = next(one for one in self.questions() if one.turn_id == turn_id)
+        turn = msgspec.structs.replace(finished_turn(question, self.logged(turn_id).text), **fields)
+        place = place_of(turn_id)
+        assert place is not None
+        self.records.setdefault(TURNS, []).append(Record(place.partition, place.milliseconds + 900, encode(turn)))
 
     def _close(self, question: Question, end: End) -> None:
         """Do what the agents do when a turn has ended."""
@@ -267,11 +276,15 @@ class FakeModel:
 
 
 class FakeHistory:
-    """What is in the archive, each with its owner; ``down`` makes it unreachable."""
+    """What is in the archive, each with its owner; ``down`` makes it unreachable.
+
+    ``asked``: how often for conversations and turns.
+    """
 
     def __init__(self) -> None:
         self.kept_conversations: dict[str, tuple[Owner, StoredConversation]] = {}
         self.kept_turns: dict[str, tuple[Owner, StoredTurn]] = {}
+        self.kept_feedback: dict[str, tuple[Owner, StoredFeedback]] = {}
         self.down = False
         self.asked = 0
 
@@ -315,8 +328,20 @@ class FakeHistory:
         whose, found = self.kept_turns.get(turn_id, (None, None))
         return found if whose == owner else None
 
+    async def feedback(self, owner: Owner, turn_ids: Sequence[str]) -> list[StoredFeedback]:
+        self._check()
+        kept = [self.kept_feedback[turn_id] for turn_id in turn_ids if turn_id in self.kept_feedback]
+        return [found for whose, found in kept if whose == owner]
+
+    def note(self, said: Feedback) -> None:
+        kept = StoredFeedback(said.turn_id, said.rating, said.comment, said.correction, said.at)
+        self.kept_feedback[said.turn_id] = Owner(said.tenant, said.user), kept
+
     def _ask(self) -> None:
         self.asked += 1
+        self._check()
+
+    def _check(self) -> None:
         if self.down:
             raise SinkUnavailable("Postgres is not there")
 
@@ -441,6 +466,8 @@ class FakeWorker:
                     self.script(self.kafka, record)
             case MemoryChange():
                 await self.services.memories.carry_out(record)
+            case Feedback():
+                self.services.history.note(record)
             case _:
                 pass
 

@@ -44,6 +44,7 @@ class Turn:
     created_at: str
     events: list[tuple[str, Any]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    feedback: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -117,6 +118,7 @@ class Turn:
             "created_at": self.created_at,
             "outcome": STATUS_OF.get(last[0]),
             "error": last[1].get("error") if self.status == "failed" else None,
+            "feedback": self.feedback,
             # The conversation has the titles, and only the turn itself the texts.
             "citations": [{**each, "text": ""} for each in self.citations],
         }
@@ -265,6 +267,7 @@ class PageServer:
                 web.get("/v1/turns/{id}", self._turn),
                 web.get("/v1/turns/{id}/events", self._events),
                 web.post("/v1/turns/{id}/stop", self._stop),
+                web.post("/v1/turns/{id}/feedback", self._rate),
                 web.post("/v1/turns/{id}/regenerate", self._beside),
                 web.post("/v1/turns/{id}/edit", self._beside),
                 *self.knowledge.routes(),
@@ -372,6 +375,13 @@ class PageServer:
         if turn.status in {"queued", "running"}:
             await turn.stop()
         return web.json_response({}, status=202)
+
+    async def _rate(self, request: web.Request) -> web.Response:
+        turn = self.turns[request.match_info["id"]]
+        given = {"turn_id": turn.turn_id, "comment": None, "given_at": datetime.now(UTC).isoformat()}
+        given |= await request.json()
+        turn.feedback = None if self.archive_down else given
+        return web.json_response(given, status=202)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         turn = self.turns[request.match_info["id"]]

@@ -125,6 +125,21 @@ async def test_what_cannot_be_decoded_or_is_refused_is_set_aside_and_the_rest_ha
     assert group.acked == [0, 1, 2, 3]
 
 
+async def test_who_is_not_the_owner_of_a_topic_leaves_what_cannot_be_decoded_to_it(group: Group) -> None:
+    handled = Handled()
+    handled.refuse = {"late"}
+    for value in (control("a"), b'{"action": "dance"}', control("late")):
+        group.deliver(value)
+    loop = Batches(group, TOPIC, Control, handled, is_owner=False)
+    group.close()
+
+    await loop.run(group)
+
+    assert handled.batches == [(0, ["a", "late"])]
+    assert group.letters == {2: "too late"}
+    assert group.acked == [0, 1, 2]
+
+
 async def test_the_record_that_makes_a_batch_fail_is_found_and_set_aside_alone(group: Group) -> None:
     handled = Handled()
     handled.poison = {"bad"}

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
 
+from streams.records import Feedback
 from tests.support.fakes import ALICE, BOB
 from tests.support.web_client import Web, all_events, serving
 from web import socket
@@ -147,6 +148,21 @@ async def test_one_socket_follows_many_turns_each_of_them_once(web: Web) -> None
             (turn_id, number) for turn_id in turns for number in (0, 1)
         )
         assert await client.next() == {"type": "pong"}
+
+
+async def test_a_finished_turn_is_rated(web: Web) -> None:
+    turn_id = await web.ask()
+    web.kafka.claim(turn_id)
+    web.kafka.end(turn_id)
+    web.kafka.publish_turn(turn_id)
+    async with connected(web) as client:
+        refused = await client.call(type="feedback", turn_id=turn_id, rating=3)
+        accepted = await client.call(type="feedback", turn_id=turn_id, rating=-1, comment="No.")
+
+    assert (refused["type"], refused["status"], refused["error"]["param"]) == ("error", 400, "rating")
+    assert (accepted["type"], accepted["turn_id"], accepted["rating"]) == ("accepted", turn_id, -1)
+    (said,) = [record for record in web.kafka.published if isinstance(record, Feedback)]
+    assert (said.rating, said.comment) == (-1, "No.")
 
 
 async def test_a_turn_is_stopped_answered_again_and_asked_otherwise(web: Web) -> None:

@@ -1,7 +1,7 @@
 """Windows of turns: what they hold, when they close, what corrects them, and what comes too late."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from domain.errors import BadRecord, LogUnavailable, NotOwner, Rejected, TooLate
 from domain.ids import new_turn_id
+from domain.prices import Prices
 from domain.windows import LARGEST_MS, SIZES_MS, CaughtUp, closable, purgeable, start_of
-from streams.records import Turn
-from tables.measures import Part, Prices
+from streams.records import Feedback, Turn
+from tables.measures import Part
 from tables.slices import ROWS_AT_ONCE
 from tables.windows import Windows
 from tests.support.window_rows import WindowRows
@@ -32,13 +33,14 @@ class Measuring:
     parts: list[Part] = field(default_factory=list)
     offset: int = 0
     down: bool = False
+    first: int = 0
 
     def __post_init__(self) -> None:
-        self.windows = Windows(self.rows, Prices(input=1.0))
+        self.windows = Windows(self.rows, Prices({"": 1.0}), first=self.first)
 
-    async def add(self, *turns: Turn) -> list[Rejected]:
-        numbered = dict(enumerate(turns, self.offset))
-        self.offset += len(turns)
+    async def add(self, *records: Turn | Feedback) -> list[Rejected]:
+        numbered = dict(enumerate(records, self.offset))
+        self.offset += len(records)
         return list((await self.windows.add(0, numbered)).values())
 
     async def publish(self, part: Part) -> None:
@@ -129,6 +131,47 @@ async def test_a_turn_that_was_published_twice_counts_once_and_one_that_is_deliv
 
     (part, *_) = await one.close(BEGAN + HOUR)
     assert turns_of(part) == {"t": 3}
+
+
+def thumb(turn_id: str, rating: Literal[1, -1], at: int = BEGAN) -> Feedback:
+    return Feedback(turn_id=turn_id, conversation_id="c", tenant="t", user="u", rating=rating, at=at, model="m")
+
+
+def thumbs_of(parts: list[Part]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return what is up and down, by size and start of the window."""
+    return {
+        (part.size, part.start - BEGAN): (row.measures.feedback_up, row.measures.feedback_down)
+        for part in parts
+        for row in part.rows
+    }
+
+
+async def test_of_what_is_said_of_a_turn_in_a_window_the_latest_counts() -> None:
+    one = Measuring(first=8)
+    await one.add(thumb("a", 1), thumb("a", -1), thumb("b", 1), thumb("a", 1, at=BEGAN + SHORT))
+
+    parts = await one.close(BEGAN + HOUR)
+
+    assert thumbs_of(parts) == {
+        (SHORT, 0): (1, 1),
+        (SHORT, SHORT): (1, 0),
+        (MINUTE, 0): (2, 0),
+        (5 * MINUTE, 0): (2, 0),
+    }
+    assert {part.partition for part in one.parts} == {8}
+
+
+async def test_what_is_said_late_or_is_delivered_again_corrects_the_window_once() -> None:
+    one = Measuring()
+    await one.add(thumb("a", 1), thumb("b", 1))
+    await one.close(BEGAN + HOUR)
+
+    one.offset = 1
+    await one.add(thumb("b", 1), thumb("a", -1))
+    parts = await one.close(BEGAN + HOUR)
+
+    assert set(thumbs_of(parts).values()) == {(1, 1)}
+    assert {part.revision for part in parts} == {2}
 
 
 async def test_what_kafka_may_have_taken_goes_out_again_under_a_higher_revision() -> None:

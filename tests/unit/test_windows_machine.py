@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from domain.errors import LogUnavailable, NotOwner, Rejected, Retriable
 from domain.ids import new_turn_id
+from domain.prices import FREE
 from domain.windows import LARGEST_MS, SIZES_MS, CaughtUp, start_of
 from streams.records import Turn
-from tables.measures import FREE, Dimensions, Part
+from tables.measures import Dimensions, Part
 from tables.windows import Windows
 from tests.support.window_rows import Died, WindowRows
 

@@ -30,6 +30,7 @@ import { ApiError, isAbort, refusal } from "./errors.js";
  * @property {Record<string, number> | null} [timings]
  * @property {import("./citations.js").Citation[]} [citations]
  * @property {string | null} [cache]
+ * @property {import("./feedback.js").Feedback | null} [feedback]
  */
 /** @typedef {{data: ConversationInfo[], has_more: boolean, next?: string | null, older_unavailable?: boolean}} ConversationPage */
 /** @typedef {{turns: TurnInfo[], has_more?: boolean, older_unavailable?: boolean}} TurnPage */
@@ -185,6 +186,15 @@ export class Api {
   /** @param {string} turn */
   stop(turn) {
     return this.#json("POST", `/v1/turns/${encodeURIComponent(turn)}/stop`);
+  }
+
+  /**
+   * @param {string} turn
+   * @param {{rating: number, comment?: string}} said takes the place of what was said before
+   * @returns {Promise<import("./feedback.js").Feedback>}
+   */
+  rate(turn, said) {
+    return this.#json("POST", `/v1/turns/${encodeURIComponent(turn)}/feedback`, { body: said });
   }
 
   /**

@@ -38,6 +38,7 @@ const thread = new Thread(
     reconnect: (turn) => conversation.reconnect(turn),
     show: (turn) => conversation.show(turn),
     takeBack: (turn) => (conversation.discard(turn), composer.fill(turn.input)),
+    rate: (turn, said) => api.rate(turn.id, said),
     citations: async (turn) => (await api.turn(turn.id)).citations ?? [],
   },
   { reload: () => open(conversation.id), startNew: () => go(""), loadOlder: () => conversation.loadOlder() },

@@ -6,6 +6,7 @@
 import { linkMarks, showPassage, sources } from "./citations.js";
 import { copyButton } from "./copy.js";
 import { ApiError, explain, sentence } from "./errors.js";
+import { Thumbs } from "./feedback.js";
 import { iconButton } from "./icons.js";
 import { LiveMarkdown } from "./markdown.js";
 import { inWork } from "./turns.js";
@@ -19,6 +20,7 @@ import { inWork } from "./turns.js";
  * @property {(turn: Turn) => void} reconnect
  * @property {(turn: Turn) => void} takeBack put the question back into the composer
  * @property {(turn: Turn) => void} show
+ * @property {(turn: Turn, said: {rating: number, comment?: string}) => Promise<import("./feedback.js").Feedback>} rate
  * @property {(turn: Turn) => Promise<import("./citations.js").Citation[]>} citations its passages, with their texts
  */
 /** @typedef {{beside: Turn[], editable: boolean}} Place where the turn stands in the branch on show */
@@ -46,6 +48,8 @@ export class TurnView {
     showPassage(citation, () => this.actions.citations(this.turn));
   };
   #problem = "";
+  /** @type {Thumbs | null} */
+  #thumbs = null;
   /** @type {Place} */
   #place = { beside: [], editable: false };
 
@@ -242,7 +246,7 @@ export class TurnView {
     const ended = !working && status !== "unsent";
     const footer = [];
     if (beside.length > 1) footer.push(this.#versions());
-    if (ended && answer) footer.push(copyButton("Copy answer", () => this.turn.answer));
+    if (ended && answer) footer.push(copyButton("Copy answer", () => this.turn.answer), this.#rating());
     if (ended && editable && status !== "failed") footer.push(iconButton("retry", "Answer again", () => this.actions.regenerate(this.turn)));
     const meta = document.createElement("span");
     meta.className = "meta";
@@ -252,6 +256,13 @@ export class TurnView {
     this.#part("question-tools").replaceChildren(
       ...(ended && editable ? [iconButton("edit", "Edit question", () => this.#edit())] : []),
     );
+  }
+
+  #rating() {
+    this.#thumbs ??= new Thumbs(this.#part("feedback"), this.turn.id, this.turn.feedback, (said) =>
+      this.actions.rate(this.turn, said),
+    );
+    return this.#thumbs.buttons;
   }
 
   #meta() {

@@ -25,6 +25,7 @@
  * @property {Record<string, number>} timings
  * @property {import("./citations.js").Citation[]} citations the passages that `[n]` in the answer stands for
  * @property {boolean} again whether the answer was given before, and kept
+ * @property {import("./feedback.js").Feedback | null} feedback what was said of it, as far as the server shows it
  * @property {string} failure what the server said about a failed turn
  * @property {unknown} error why the page could not send or follow it
  * @property {boolean} lost the connection to its events is down
@@ -50,6 +51,7 @@ export function newTurn(given) {
     timings: {},
     citations: [],
     again: false,
+    feedback: null,
     failure: "",
     error: null,
     lost: false,
@@ -83,6 +85,7 @@ export function fromInfo(info) {
     timings: info.timings ?? {},
     citations: ended ? (info.citations ?? []) : [],
     again: isAgain(info.cache),
+    feedback: info.feedback ?? null,
     failure: info.error?.message ?? "",
   });
 }
