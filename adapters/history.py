@@ -5,7 +5,7 @@ is shown without. Every statement names tenant and user, so nobody reads what is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -18,7 +18,7 @@ from adapters.schema import statement
 from config.settings import Settings
 from domain.errors import SinkUnavailable
 from domain.generation import Usage
-from domain.history import Owner, StoredConversation, StoredTurn
+from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from domain.knowledge import Citation
 from domain.turns import Failure, Timings
 
@@ -36,6 +36,7 @@ _LIST_CONVERSATIONS: Final = statement("list_conversations")
 _FIND_CONVERSATION: Final = statement("find_conversation")
 _LIST_TURNS: Final = statement("list_turns")
 _FIND_TURN: Final = statement("find_turn")
+_FIND_FEEDBACK: Final = statement("find_feedback")
 
 
 class History:
@@ -73,6 +74,11 @@ class History:
         """Return a turn of this user's."""
         rows = await self._ask(_FIND_TURN, owner._asdict() | {"turn_id": turn_id})
         return _turn(rows[0]) if rows else None
+
+    async def feedback(self, owner: Owner, turn_ids: Sequence[str]) -> list[StoredFeedback]:
+        """Return what this user said of turns."""
+        rows = await self._ask(_FIND_FEEDBACK, owner._asdict() | {"turn_ids": list(turn_ids)})
+        return [_feedback(row) for row in rows]
 
     async def close(self) -> None:
         """Give up what was asked and is not answered."""
@@ -126,7 +132,7 @@ def _turn(row: TupleRow) -> StoredTurn:
     (
         turn_id, conversation_id, parent, input_, answer, model, prompt, outcome, finish, error_code, error_message,
         input_tokens, output_tokens, started_ms, first_token_ms, total_ms, claims, asked_at, ended_at, in_conversation,
-        metadata, citations,
+        metadata, retrieval, cache, experiment, bare, citations,
     ) = row  # fmt: skip
     return StoredTurn(
         turn_id=turn_id,
@@ -147,7 +153,16 @@ def _turn(row: TupleRow) -> StoredTurn:
         in_conversation=in_conversation,
         metadata=metadata,
         citations=[Citation(**each) for each in citations],
+        retrieval=retrieval,
+        cache=cache,
+        experiment=experiment,
+        bare=bare,
     )
+
+
+def _feedback(row: TupleRow) -> StoredFeedback:
+    turn_id, rating, comment, correction, given_at = row
+    return StoredFeedback(turn_id, rating, comment, correction, _milliseconds(given_at))
 
 
 def _milliseconds(at: datetime) -> int:

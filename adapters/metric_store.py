@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from psycopg.types.json import Jsonb
 
 from adapters.postgres import Postgres
-from adapters.schema import migrate, statement
+from adapters.schema import bring_up_to_date, statement
 
 _KEEP: Final = statement("keep_metrics")
 _SET_PROGRESS: Final = statement("set_progress")
@@ -37,8 +37,7 @@ class MetricStore:
 
     async def prepare(self) -> None:
         """Bring the schema up to date."""
-        async with self._postgres.connection() as connection:
-            await migrate(connection)
+        await bring_up_to_date(self._postgres)
 
     async def progress(self, log: str) -> int:
         """Return the next offset of a log's only partition."""

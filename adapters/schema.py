@@ -16,12 +16,16 @@ import psycopg
 import structlog
 from psycopg import sql
 
+from adapters.postgres import Postgres
 from config import logging, settings
 from domain.errors import SinkUnavailable
 
 log = structlog.get_logger("adapters.schema")  # which under `python -m` is not __name__
 
 FOLDER: Final = Path(__file__).parent / "sql"
+
+# Rewriting a large table takes a while.
+MIGRATE_SECONDS: Final = 3600.0
 
 _LOCK: Final = 0x68656164  # any number, as long as all take the same
 
@@ -31,6 +35,12 @@ Connection = psycopg.AsyncConnection[Any]
 def statement(name: str) -> sql.SQL:
     """Return a statement of `adapters/sql/statements`."""
     return sql.SQL((FOLDER / "statements" / f"{name}.sql").read_text())
+
+
+async def bring_up_to_date(postgres: Postgres) -> None:
+    """Apply what was not applied yet, whichever store comes first. Raises `SinkUnavailable`."""
+    async with postgres.connection(answer=MIGRATE_SECONDS) as connection:
+        await migrate(connection)
 
 
 async def migrate(connection: Connection) -> None:

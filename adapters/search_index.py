@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
@@ -41,7 +42,7 @@ FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 2.0
 
 # Raised with every change of the mapping: an older worker leaves a newer one's template alone.
-VERSION: Final = 1
+VERSION: Final = 2
 # Above what an operator's own templates for all indices usually have.
 PRIORITY: Final = 300
 # A flattened field refuses a document that is nested more deeply than 20.
@@ -63,6 +64,7 @@ _TYPES: Final[Mapping[Any, dict[str, Any]]] = {
     datetime: {"type": "date"},
     bool: {"type": "boolean"},
     int: {"type": "integer"},
+    Decimal | None: {"type": "double"},
     # One field, whatever is in it: nobody's metadata can clash with another's, or use up the fields of an index.
     dict[str, Any]: {"type": "flattened", "ignore_above": 1024},
 }
@@ -72,6 +74,7 @@ _TURN: Final = {name: _TYPES.get(kind, _LABEL) for name, kind in TurnRow.__annot
     "input": _TEXT,
     "answer": _TEXT,
     "error_message": _TEXT,
+    "document_ids": _LABEL,
 }
 _PROGRESS: Final = {"log": _KEYWORD, "partition": {"type": "integer"}, "next": {"type": "long"}}
 _ERASED: Final = {"conversation_id": _KEYWORD, "tenant": _KEYWORD, "user_id": _KEYWORD}
@@ -83,7 +86,7 @@ MARK: Final = "latest"
 # Ids are in the order of time, and this comes after all of them.
 LAST_ID: Final = UUID(int=2**128 - 1)
 
-_ENCODER: Final = msgspec.json.Encoder()
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 
 Record = TypeVar("Record")
 Answer = tuple[int, dict[str, Any]]  # the status of an action, and its error, which is empty where there is none
@@ -127,6 +130,7 @@ class SearchIndex:
             found = await client.options(ignore_status=404).indices.get_index_template(name=self.turns)
             known = [each["index_template"].get("version", 0) for each in found.body.get("index_templates", ())]
             if max(known, default=0) < VERSION:
+                await self._renew_months(client)
                 await client.indices.put_index_template(
                     name=self.turns,
                     index_patterns=[self._months],
@@ -141,6 +145,11 @@ class SearchIndex:
                 )
             await _create(client, self._progress, _PROGRESS_SETTINGS, _PROGRESS)
             await _create(client, self._erased, _SETTINGS, _ERASED)
+
+    async def _renew_months(self, client: AsyncElasticsearch) -> None:
+        """Give the months that are there the fields that are new, but for those that are locked or have other ones."""
+        for month in await client.indices.get_mapping(index=self._months):
+            await client.options(ignore_status=(400, 403, 404)).indices.put_mapping(index=month, properties=_TURN)
 
     # -- progress
 
@@ -189,13 +198,23 @@ class SearchIndex:
 
     # -- turns
 
-    async def keep(self, span: Span, rows: Mapping[int, TurnRow], *, again: bool = False) -> None:
+    async def keep(
+        self,
+        span: Span,
+        rows: Mapping[int, TurnRow],
+        documents: Mapping[int, Sequence[str]] | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
         """Write the turns of a span, by offset; raises `Overtaken` and `SinkRefused`.
 
-        ``again``: the progress is neither compared nor moved.
+        ``documents``: the ids of those that their answers were given passages of. ``again``: the progress is neither
+        compared nor moved.
         """
+        known = documents or {}
+        turns = {offset: (row, known.get(offset, ())) for offset, row in rows.items()}
         place, mark, actions = await asyncio.gather(
-            self._place(span, again=again), self._mark(), _encoded(rows, self.action)
+            self._place(span, again=again), self._mark(), _encoded(turns, lambda turn: self.action(*turn))
         )
         # The mark first: what an erasure writes while this is read has then moved a mark that is older here.
         erased = await self._erased_of(rows, mark)
@@ -207,9 +226,9 @@ class SearchIndex:
             await self._bulk({offset: self._deletion(rows[offset]) for offset in erased})
         await self._advance(span, place)
 
-    def action(self, row: TurnRow) -> bytes:
+    def action(self, row: TurnRow, documents: Sequence[str] = ()) -> bytes:
         """Return the lines of a bulk request that write a turn."""
-        document = row._asdict()
+        document = row._asdict() | {"document_ids": documents}
         if row.metadata:
             document["metadata"] = shallow(row.metadata)
         return _ENCODER.encode_lines(({"index": self._where(row)}, document))

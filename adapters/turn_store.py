@@ -10,8 +10,10 @@ finds one that is, the batch begins again and deletes first what it brings.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -20,20 +22,21 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from adapters.postgres import Postgres
-from adapters.schema import migrate, statement
+from adapters.schema import bring_up_to_date, statement
 from domain.conversation import title_from
-from domain.errors import Overtaken, SinkRefused, SinkUnavailable
+from domain.errors import Overtaken, Rejected, SinkRefused
 from domain.spans import Span
 
 Connection = psycopg.AsyncConnection[Any]
 
-# Rewriting a large table takes a while.
-MIGRATE_SECONDS: Final = 3600.0
 # Between two pauses in which tokens go out. 3 us a row for Postgres's binary form.
 ROWS_AT_ONCE: Final = 50
+# The calendar ends with the month that would come after it. Its turns go where those of a wrong clock go.
+LAST_YEAR: Final = 9999
 _MOVE_PROGRESS: Final = statement("move_progress")
 _BEGIN_PROGRESS: Final = statement("begin_progress")
 _SET_PROGRESS: Final = statement("set_progress")
+_KEEP_FEEDBACK: Final = statement("keep_feedback")
 _CONTINUE: Final = statement("continue_conversations")
 _ORDERS: Final = {
     "create": statement("create_conversation"),
@@ -71,10 +74,15 @@ class TurnRow(NamedTuple):
     total_ms: int
     claims: int
     metadata: dict[str, Any]
+    retrieval: str | None
+    cache: str | None
+    experiment: str
+    bare: bool
+    cost: Decimal | None
 
 
 class CitationRow(NamedTuple):
-    """A passage that an answer was given as number ``n``, in the order of its columns."""
+    """A passage that an answer was given as number ``n``, and whether it names it, in the order of its columns."""
 
     turn_id: UUID
     ended_at: datetime
@@ -83,6 +91,20 @@ class CitationRow(NamedTuple):
     title: str
     url: str | None
     text: str
+    named: bool
+
+
+class FeedbackRow(NamedTuple):
+    """What somebody said of a turn, in the order of the columns of `feedback`."""
+
+    turn_id: UUID
+    conversation_id: UUID
+    tenant: str
+    user_id: str
+    rating: int
+    comment: str | None
+    correction: str | None
+    given_at: datetime
 
 
 class Order(NamedTuple):
@@ -129,6 +151,7 @@ _TYPES: Final[Mapping[Any, str]] = {
     bool: "bool",
     int: "int4",
     dict[str, Any]: "jsonb",
+    Decimal | None: "numeric",
 }
 TURNS: Final = _table(
     "turns",
@@ -142,6 +165,7 @@ CONVERSATIONS: Final = _table(
 )
 BILLED: Final = (
     "turn_id", "ended_at", "tenant", "user_id", "model", "outcome", "input_tokens", "output_tokens", "claims",
+    "cost",
 )  # fmt: skip
 USAGE: Final = _table("usage", **{name: _TYPES.get(TurnRow.__annotations__[name], "text") for name in BILLED})
 
@@ -155,8 +179,7 @@ class TurnStore:
 
     async def prepare(self) -> None:
         """Bring the schema up to date."""
-        async with self._postgres.connection(answer=MIGRATE_SECONDS) as connection:
-            await migrate(connection)
+        await bring_up_to_date(self._postgres)
         self._months.clear()
 
     async def progress(self, log: str, partitions: Iterable[int]) -> dict[int, int]:
@@ -180,32 +203,35 @@ class TurnStore:
         self,
         span: Span,
         rows: Mapping[int, TurnRow],
-        citations: Iterable[CitationRow] = (),
+        citations: Mapping[int, Sequence[CitationRow]] | None = None,
         *,
         again: bool = False,
     ) -> None:
-        """Write the turns of a span, by offset, and what they cite.
+        """Write the turns of a span and the passages that they were given, both by offset.
 
         Raises `Overtaken` and `SinkRefused`, and then wrote nothing. ``again``: they are there, perhaps, and written
         over; the progress is neither compared nor moved.
         """
-        turns = list({row.turn_id: row for row in rows.values()}.values())  # of one that is there twice, the later
-        cited = list({(row.turn_id, row.n): row for row in citations}.values())
+        citations = citations or {}
+        kept = {row.turn_id: offset for offset, row in rows.items()}  # of one that is there twice, the later
+        turns = [rows[offset] for offset in kept.values()]
+        cited = [row for offset in kept.values() for row in _numbered(citations.get(offset, ()))]
         async with self._postgres.connection() as connection:
             await self._make_months(connection, turns)
             try:
-                await _keep(connection, span, turns, cited, anew=again, again=again)
-            except psycopg.errors.UniqueViolation:
-                await _keep(connection, span, turns, cited, anew=True, again=again)
+                try:
+                    await _keep(connection, span, turns, cited, anew=again, again=again)
+                except psycopg.errors.UniqueViolation:
+                    await _keep(connection, span, turns, cited, anew=True, again=again)
             except _REFUSED as error:
-                reasons = await _reasons(connection, rows)
+                reasons = await _reasons(connection, rows, citations)
                 if not reasons:
-                    raise SinkUnavailable(f"Postgres refuses a batch and each of its rows not: {error}") from error
+                    raise Rejected(f"Postgres refuses a batch and each of its rows not: {_line(error)}") from error
                 raise SinkRefused(reasons) from error
 
     async def _make_months(self, connection: Connection, turns: Sequence[TurnRow]) -> None:
         """Have partitions for these turns, and for those of the month after the latest: nobody then waits for them."""
-        months = {row.ended_at.date().replace(day=1) for row in turns}
+        months = {row.ended_at.date().replace(day=1) for row in turns if row.ended_at.year < LAST_YEAR}
         for month in sorted((months | set(map(_after, months))) - self._months):
             # A transaction each, as short as can be: it locks what the partitions are attached to.
             async with connection.transaction():
@@ -220,12 +246,39 @@ class TurnStore:
         ``turns_log``: the log of the same conversations' turns. A batch of it is written before an erasure, which then
         deletes its turns, or after, and then sees that they are erased; never beside it.
         """
-        async with self._postgres.connection() as connection, connection.transaction():
+        async with self._postgres.connection() as connection, _one_of_them(), connection.transaction():
             await _take(connection, span, again=again)
             await connection.execute(_BEGIN_PROGRESS, {"log": turns_log, "partition": span.partition})
             for order in orders.values():
                 metadata = None if order.metadata is None else Jsonb(order.metadata)
                 await connection.execute(_ORDERS[order.action], order._asdict() | {"metadata": metadata})
+
+    # -- feedback
+
+    async def note(self, span: Span, rows: Mapping[int, FeedbackRow], turns_log: str, *, again: bool = False) -> None:
+        """Write what a span says of turns; raises `Overtaken`, and then wrote nothing. ``again``: see `keep`.
+
+        ``turns_log``: as for `obey`, and for the same reason.
+        """
+        async with self._postgres.connection() as connection, _one_of_them(), connection.transaction():
+            await _take(connection, span, again=again)
+            await connection.execute(_BEGIN_PROGRESS, {"log": turns_log, "partition": span.partition})
+            async with connection.cursor() as cursor:
+                await cursor.executemany(_KEEP_FEEDBACK, [row._asdict() for row in rows.values()])
+
+
+@asynccontextmanager
+async def _one_of_them() -> AsyncIterator[None]:
+    """Tell a record that Postgres does not take from a Postgres that is away; which one, the archive finds out."""
+    try:
+        yield
+    except _REFUSED as error:
+        raise Rejected(f"Postgres does not take one of them: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of what Postgres says; the others quote somebody's words."""
+    return next(iter(str(error).splitlines()), "")
 
 
 async def _keep(
@@ -246,7 +299,7 @@ async def _keep(
             await connection.execute("DELETE FROM usage WHERE turn_id = ANY(%b)", (ids,))
             await connection.execute("DELETE FROM citations WHERE turn_id = ANY(%b)", (ids,))
         erased = await _keep_conversations(connection, turns)
-        await copy_rows(connection, USAGE, [tuple(getattr(row, name) for name in BILLED) for row in turns])
+        await copy_rows(connection, USAGE, list(map(_billed, turns)))
         await copy_rows(connection, TURNS, [row for row in turns if row.conversation_id not in erased])
         if cited:
             kept = {row.turn_id for row in turns if row.conversation_id not in erased}
@@ -317,19 +370,32 @@ async def copy_rows(connection: Connection, table: _Table, rows: Sequence[Sequen
                 await asyncio.sleep(0)
 
 
-async def _reasons(connection: Connection, rows: Mapping[int, TurnRow]) -> dict[int, str]:
-    """Return for each row that its table does not take why, by offset. Writes nothing."""
+def _billed(row: TurnRow) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in BILLED)
+
+
+def _numbered(citations: Iterable[CitationRow]) -> Iterable[CitationRow]:
+    """Return a turn's citations, of those with the same number the last."""
+    return {row.n: row for row in citations}.values()
+
+
+async def _reasons(
+    connection: Connection, rows: Mapping[int, TurnRow], citations: Mapping[int, Sequence[CitationRow]]
+) -> dict[int, str]:
+    """Return for each row that one of its tables does not take why, by offset. Writes nothing."""
     reasons = {}
     async with connection.transaction(force_rollback=True):
         for offset, row in rows.items():
             try:
                 async with connection.transaction(force_rollback=True):
                     await _keep_conversations(connection, [row])
+                    await copy_rows(connection, USAGE, [_billed(row)])
                     await copy_rows(connection, TURNS, [row])
+                    await copy_rows(connection, CITATIONS, list(_numbered(citations.get(offset, ()))))
             except psycopg.errors.UniqueViolation:
                 continue
             except _REFUSED as error:
-                reasons[offset] = f"Postgres does not take it: {next(iter(str(error).splitlines()), '')}"
+                reasons[offset] = f"Postgres does not take it: {_line(error)}"
     return reasons
 
 

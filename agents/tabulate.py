@@ -1,9 +1,9 @@
-"""metrics -> Postgres: the one-minute rows, for whoever would rather ask SQL"""
+"""metrics, document outcomes -> Postgres: the one-minute rows and the documents, for whoever would rather ask SQL"""
 
 from typing import Final
 
 from streams.app import app
-from streams.tabulating import Tabulator
+from streams.tabulating import DocumentTable, MetricTable, Table, Tabulator
 from streams.topics import METRICS, merged_in
 
 MINUTE_MS: Final = 60_000
@@ -11,11 +11,14 @@ MINUTE_MS: Final = 60_000
 
 @app.task  # type: ignore[untyped-decorator]  # Faust leaves it without types
 async def tabulate() -> None:
-    """Bring the rows into Postgres, on the worker that makes them."""
-    topics = {metric: app.topics_of.metrics[metric, MINUTE_MS].name for metric in METRICS}
+    """Bring the rows into Postgres, on the worker that makes those of metrics."""
+    services, topics = app.services, app.topics_of
+    tables: dict[str, Table] = {
+        topics.metrics[metric, MINUTE_MS].name: MetricTable(services.metric_store, metric) for metric in METRICS
+    }
     await Tabulator(
-        app.services.metric_store,
-        app.services.archive_reader,
-        topics,
+        services.metric_store,
+        services.archive_reader,
+        {**tables, topics.document_outcomes.name: DocumentTable(services.document_store)},
         is_ours=lambda: merged_in(MINUTE_MS, app.settings.partitions) in app.owned(),
     ).run()

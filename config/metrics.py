@@ -237,7 +237,8 @@ peer_evictions = _counter(
 # -- windows
 window_turns = _counter(
     "headrace_window_turns_total",
-    "How do turns come to the metrics windows? late: after its shortest window had closed, which is published again;"
+    "How do turns, and what is said of them, come to the metrics windows? late: after its shortest window had closed,"
+    " which is published again;"
     " many of them ask for a longer HEADRACE_METRICS_GRACE_SECONDS. too_late: set aside on the dead letters. repeated:"
     " published twice, after a crash, and counted once.",
     arrival="in_time, late, too_late, repeated",

@@ -7,10 +7,10 @@ too. `docs/settings.md` is generated from this file (``make docs``).
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Annotated, Literal, NoReturn, Self
+from typing import Annotated, Final, Literal, NoReturn, Self, get_args
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -19,6 +19,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+
+Resume = Literal["auto", "prefill", "instruct"]
+RESUME: Final[Mapping[str, Resume]] = {way: way for way in get_args(Resume)}
 
 
 def _plain(name: str) -> AliasChoices:
@@ -111,8 +114,8 @@ class Settings(BaseSettings):
     )
     turns_days: Positive = Field(
         30,
-        description="Days that finished turns, controls and dead letters are kept: for whoever reads the topics, and"
-        " for a store that is away or has to be rebuilt from them.",
+        description="Days that finished turns, feedback, controls and dead letters are kept: for whoever reads the"
+        " topics, and for a store that is away or has to be rebuilt from them.",
     )
     session_seconds: Annotated[float, Field(ge=1, le=300)] = Field(
         6.0,
@@ -160,11 +163,12 @@ class Settings(BaseSettings):
         " with its weight if that is not 1: `3*http://a:8000/v1,http://b:8000/v1`. An answer goes to the one with the"
         " most room, and from one that fails to another. Empty: OPENAI_BASE_URL alone.",
     )
-    model_resume: Literal["auto", "prefill", "instruct"] = Field(
+    model_resume: str = Field(
         "auto",
         description="How an interrupted answer goes on. `prefill`: the server continues a last message of role"
         " assistant (vLLM, llama.cpp, SGLang). `instruct`: it is told to go on, and what it repeats is cut off."
-        " `auto`: each model is tried out beside its first answer, see docs/models.md.",
+        " `auto`: each model is tried out, see docs/models.md. With others for models by the names that their servers"
+        " give them: `auto,gpt-4o=instruct`.",
     )
     model_connect_seconds: Seconds = Field(
         5.0, description="How long to wait for a connection to the model server before trying again."
@@ -349,14 +353,13 @@ class Settings(BaseSettings):
         description="How long a metrics window can be corrected. A turn that is later than that goes to the dead"
         " letters. Longer keeps more rows on the workers' disks, one a turn.",
     )
-    input_price: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        0.0,
-        description="What a million model tokens of prompts cost, for the cost in the metrics topics; in a currency of"
-        " your choice and with three decimals at most. It holds for what is measured from then on.",
+    input_price: str = Field(
+        "",
+        description="What a million model tokens of prompts cost, for the cost in the metrics topics and the archive;"
+        " in a currency of your choice and with three decimals at most. With others for models by the names that their"
+        " servers give them: `2.5,gpt-4o=5`. Empty: no price. It holds for what is measured and archived from then on.",
     )
-    output_price: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        0.0, description="The same for model tokens of answers."
-    )
+    output_price: str = Field("", description="The same for model tokens of answers.")
 
     # -- what an operator reads
     log_format: Literal["auto", "json", "text"] = Field(
@@ -385,10 +388,22 @@ class Settings(BaseSettings):
         parse_servers(value)
         return value
 
+    @field_validator("model_resume")
+    @classmethod
+    def _ways(cls, value: str) -> str:
+        parse_ways(value)
+        return value
+
     @field_validator("refusal_threshold")
     @classmethod
     def _thresholds(cls, value: str) -> str:
         parse_thresholds(value)
+        return value
+
+    @field_validator("input_price", "output_price")
+    @classmethod
+    def _prices(cls, value: str) -> str:
+        parse_prices(value)
         return value
 
     @field_validator("database_url")
@@ -426,10 +441,20 @@ class Settings(BaseSettings):
         """The static keys: key -> (tenant, user)."""
         return parse_keys(self.api_keys.get_secret_value())
 
-    def threshold(self, model: str) -> float:
-        """Return HEADRACE_REFUSAL_THRESHOLD for a model."""
+    def threshold(self, *models: str) -> float:
+        """Return HEADRACE_REFUSAL_THRESHOLD for the first of these names that has its own, else for all others."""
         thresholds = parse_thresholds(self.refusal_threshold)
-        return thresholds.get(model, thresholds[""])
+        return next((thresholds[model] for model in models if model in thresholds), thresholds[""])
+
+    @property
+    def prices(self) -> tuple[dict[str, float], dict[str, float]]:
+        """HEADRACE_INPUT_PRICE and HEADRACE_OUTPUT_PRICE by model, under "" for those that are not named."""
+        return parse_prices(self.input_price), parse_prices(self.output_price)
+
+    @property
+    def ways_to_resume(self) -> dict[str, Resume]:
+        """HEADRACE_MODEL_RESUME of each model that has its own, and of the others under ""."""
+        return parse_ways(self.model_resume)
 
     @property
     def model_urls(self) -> list[tuple[str, float]]:
@@ -452,14 +477,36 @@ def parse_servers(text: str) -> list[tuple[str, float]]:
 
 def parse_thresholds(text: str) -> dict[str, float]:
     """Return the threshold of each model that has its own, and of the others under ""; raises ValueError."""
-    found: dict[str, float] = {}
-    for entry in (part.strip() for part in text.split(",")):
-        name, _, number = entry.rpartition("=")
-        if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", number):
-            raise ValueError(f"{entry!r} is not a number from 0 to 1, or model=number")
-        found[name] = float(number)
+    found = _by_model(text, r"0(\.\d+)?|1(\.0+)?", "a number from 0 to 1")
     if "" not in found:
         raise ValueError("needs a number for all models that are not named, such as 0.3")
+    return {model: float(number) for model, number in found.items()}
+
+
+def parse_ways(text: str) -> dict[str, Resume]:
+    """Return how each model that has its own way goes on, and the others under ""; raises ValueError."""
+    found = _by_model(text, "|".join(RESUME), "'auto', 'prefill' or 'instruct'")
+    if "" not in found:
+        raise ValueError("needs a way for all models that are not named, such as auto")
+    return {model: RESUME[way] for model, way in found.items()}
+
+
+def parse_prices(text: str) -> dict[str, float]:
+    """Return the price of each model that has its own, and of the others under "", if they have one; see above."""
+    if not text.strip():
+        return {}
+    found = _by_model(text, r"\d{1,6}(\.\d{1,3})?", "a price with three decimals at most")
+    return {model: float(price) for model, price in found.items()}
+
+
+def _by_model(text: str, form: str, what: str) -> dict[str, str]:
+    """Return the value of each model that is named, and under "" that of the others; raises ValueError."""
+    found: dict[str, str] = {}
+    for entry in (part.strip() for part in text.split(",")):
+        name, _, value = entry.rpartition("=")
+        if not re.fullmatch(form, value):
+            raise ValueError(f"{entry!r} is not {what}, alone or behind model=")
+        found[name.strip()] = value
     return found
 
 

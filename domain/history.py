@@ -57,6 +57,19 @@ class StoredTurn:
     citations: list[Citation] = field(default_factory=list)
     retrieval: Retrieval | None = None
     cache: Cache | None = None
+    experiment: str = ""
+    bare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeedback:
+    """What was said of a turn, as the archive has it. Times are Unix ms."""
+
+    turn_id: str
+    rating: int
+    comment: str
+    correction: str
+    given_at: int
 
 
 class Page(NamedTuple, Generic[T]):

@@ -11,7 +11,7 @@ So it does not matter who runs the loop for a partition, or whether two do. The 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
@@ -20,7 +20,8 @@ from config import metrics
 from domain.backoff import pause
 from domain.errors import BadRecord, Overtaken, Retriable, SinkRefused
 from domain.spans import Span
-from streams.records import Control, Turn, Wire, decode
+from streams.patience import MAX_ATTEMPTS, may_pass
+from streams.records import Control, Feedback, Turn, Wire, decode
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,13 @@ class Sink(Protocol):
         """Carry out the controls of a span in their order, and write that its stop is next. Raises like `keep`.
 
         ``turns_log``: the log of the same conversations' turns.
+        """
+        ...
+
+    async def note(self, span: Span, feedback: Mapping[int, Feedback], turns_log: str, *, again: bool = False) -> None:
+        """Write what a span says of turns, and that its stop is next. Raises like `keep`.
+
+        Of a turn the latest counts, in whatever order they come, and of an erased conversation nothing is kept.
         """
         ...
 
@@ -141,6 +149,7 @@ class Archiver:
         *,
         turns: str,
         controls: str,
+        feedback: str,
         owned: Callable[[], set[int]],
         set_aside: SetAside,
         clock: Callable[[], float] = time.monotonic,
@@ -148,13 +157,14 @@ class Archiver:
         self._sink = sink
         self._reader = reader
         self._limits = limits
-        self._topics = turns, controls
+        self._topics = turns, controls, feedback
         self._owned = owned
         self._set_aside = set_aside
         self._clock = clock
         self._is_prepared = False
         self._next: dict[int, int] = {}  # of turns, as far as it was heard: for the backlog alone
         self._ahead: set[tuple[str, int]] = set()
+        self._unforeseen: dict[tuple[str, int], tuple[int, int]] = {}  # by log and partition: where, how often
         self._turn_bytes = 0.0
         self._level_at = clock()
         self._is_up: bool | None = None
@@ -224,12 +234,16 @@ class Archiver:
     # -- one window
 
     async def write(self) -> None:
-        """Write what the sink lacks of this worker's partitions up to the log's present end; raises `Retriable`."""
-        if not self._is_prepared:
-            await self._sink.prepare()
-            self._is_prepared = True
+        """Write what the sink lacks of this worker's partitions up to the log's present end.
+
+        Raises what kept it from doing so, after every partition had its turn.
+        """
+        await self._prepare()
         closed_at, partitions = self._clock(), sorted(self._owned())
-        turns, controls = [_Log(topic, f"{topic}@{await self._reader.topic_id(topic)}") for topic in self._topics]
+        turns, controls, feedback = [
+            _Log(topic, f"{topic}@{await self._reader.topic_id(topic)}") for topic in self._topics
+        ]
+        feedback_ranges = await self._ranges(feedback, partitions)
         # The end of the controls is taken after that of the turns: so a turn of a conversation that was erased before
         # it ended never comes without what erased it.
         turn_ranges = await self._ranges(turns, partitions)
@@ -244,17 +258,33 @@ class Archiver:
         async def obey(span: Span, found: Mapping[int, Control]) -> None:
             await self._sink.obey(span, found, turns.name)
 
+        async def note(span: Span, found: Mapping[int, Feedback]) -> None:
+            await self._sink.note(span, found, turns.name)
+
         written = 0
+        failure: Exception | None = None
         for partition in partitions:
             try:
                 await self._bring(controls, partition, control_ranges[partition], Control, obey)
                 written += await self._bring(turns, partition, turn_ranges[partition], Turn, keep)
+                await self._bring(feedback, partition, feedback_ranges[partition], Feedback, note)
             except Overtaken as error:
                 log.info("archive overtaken", sink=self._sink.name, reason=str(error))
+            except Exception as error:  # noqa: BLE001 - it is raised below
+                self._say(error)
+                if failure is None or may_pass(failure):
+                    failure = error
+        if failure is not None:
+            raise failure
         self._level_at = closed_at
         self._say(None)
         if written:
             log.info("window archived", sink=self._sink.name, turns=written, took=round(self._clock() - closed_at, 3))
+
+    async def _prepare(self) -> None:
+        if not self._is_prepared:
+            await self._sink.prepare()
+            self._is_prepared = True
 
     async def _ranges(self, each: _Log, partitions: Sequence[int]) -> dict[int, _Range]:
         """Return for each partition what the sink lacks."""
@@ -321,6 +351,61 @@ class Archiver:
         kind: type[W],
         give: Callable[[Span, Mapping[int, W]], Awaitable[None]],
     ) -> int:
+        """Give the sink one batch. One that fails again and again for no reason that passes is given in halves."""
+        where = span.log, span.partition
+        try:
+            given = await self._give_whole(span, topic, records, kind, give)
+        except Exception as error:
+            if may_pass(error) or not records:
+                raise
+            start, failed = self._unforeseen.get(where, (span.start, 0))
+            failed = failed + 1 if start == span.start else 1
+            self._unforeseen[where] = span.start, failed
+            if failed < MAX_ATTEMPTS:
+                raise
+            # Raises where it is the sink that fails, and nobody's record.
+            await give(replace(span, stop=span.start), {})
+            log.exception("archive takes a batch apart", sink=self._sink.name, log=span.log, offset=span.start)
+            given = await self._give_apart(span, topic, records, kind, give, error)
+        self._unforeseen.pop(where, None)
+        return given
+
+    async def _give_apart(
+        self,
+        span: Span,
+        topic: str,
+        records: Sequence[Record],
+        kind: type[W],
+        give: Callable[[Span, Mapping[int, W]], Awaitable[None]],
+        error: Exception,
+    ) -> int:
+        """Give a batch that failed in halves, and these likewise; set aside the records that fail by themselves."""
+        if len(records) == 1:
+            await self._refuse(span, topic, records, {records[0].offset: repr(error)})
+            await give(span, {})
+            return 0
+        half, given = len(records) // 2, 0
+        middle = records[half].offset
+        for part, some in (
+            (replace(span, stop=middle), records[:half]),
+            (replace(span, start=middle), records[half:]),
+        ):
+            try:
+                given += await self._give_whole(part, topic, some, kind, give)
+            except Exception as again:
+                if may_pass(again):
+                    raise
+                given += await self._give_apart(part, topic, some, kind, give, again)
+        return given
+
+    async def _give_whole(
+        self,
+        span: Span,
+        topic: str,
+        records: Sequence[Record],
+        kind: type[W],
+        give: Callable[[Span, Mapping[int, W]], Awaitable[None]],
+    ) -> int:
         """Give the sink one batch; what it will never take goes to the dead letters, and the rest is given again."""
         if kind is Turn:
             self._turn_bytes = sum(len(record.value) for record in records) / max(1, len(records))
@@ -334,14 +419,18 @@ class Archiver:
                 refusals = {offset: reason for offset, reason in refused.reasons.items() if offset in found}
                 if not refusals:
                     raise
-            for record in records:
-                if record.offset in refusals:
-                    reason = SinkRefused({record.offset: f"{self._sink.name}: {refusals[record.offset]}"})
-                    await self._set_aside(
-                        topic=topic, partition=span.partition, offset=record.offset, error=reason,
-                        key=record.key, value=record.value,
-                    )  # fmt: skip
+            await self._refuse(span, topic, records, refusals)
             found = {offset: one for offset, one in found.items() if offset not in refusals}
+
+    async def _refuse(self, span: Span, topic: str, records: Sequence[Record], reasons: Mapping[int, str]) -> None:
+        """Write the dead letters of those records that have a reason, by offset."""
+        for record in records:
+            if record.offset in reasons:
+                reason = SinkRefused({record.offset: f"{self._sink.name}: {reasons[record.offset]}"})
+                await self._set_aside(
+                    topic=topic, partition=span.partition, offset=record.offset, error=reason,
+                    key=record.key, value=record.value,
+                )  # fmt: skip
 
 
 async def _decoded(records: Sequence[Record], kind: type[W]) -> dict[int, W]:

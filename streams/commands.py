@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
@@ -25,6 +25,7 @@ from adapters.turn_store import TurnStore
 from config import logging
 from config.settings import Settings
 from domain.errors import LogUnavailable
+from domain.prices import Prices
 from streams.archiving import Limits, Sink
 from streams.postgres_sink import PostgresSink
 from streams.rebuilding import Rebuilt, rebuild
@@ -59,8 +60,9 @@ class Moment(click.ParamType):
 class Rebuild(AppCommand):
     """Write a store again from the topics, while the workers run.
 
-    All turns that were finished since TIME are written over what the store has of them, what was erased is erased, and
-    how far the workers have got stays as it is. It may be repeated, and broken off at any moment.
+    All turns that were finished since TIME, and what was said of turns since then, are written over what the store has
+    of them, what was erased is erased, and how far the workers have got stays as it is. It may be repeated, and broken
+    off at any moment.
     """
 
     options = [  # noqa: RUF012 - Faust's own type
@@ -89,10 +91,10 @@ class Rebuild(AppCommand):
 
 async def _rebuild(settings: Settings, name: str, since: datetime) -> None:
     topics = Topics.of(settings)
-    turns, controls = topics.turns.name, topics.controls.name
+    turns, controls, feedback = topics.turns.name, topics.controls.name, topics.feedback.name
     began = time.monotonic()
     async with open_log_reader(settings.kafka_bootstrap_servers) as reader, _opened(name, settings) as sink:
-        starts = await _starts(reader, (turns, controls), range(settings.partitions), since)
+        starts = await _starts(reader, (turns, controls, feedback), range(settings.partitions), since)
         length = sum([await _between(reader, topic, starts[topic]) for topic in starts])
         with click.progressbar(length=length, label=f"Rebuilding {name}", file=sys.stderr, show_pos=True) as bar:
             rebuilt = await rebuild(
@@ -102,13 +104,14 @@ async def _rebuild(settings: Settings, name: str, since: datetime) -> None:
                 starts,
                 turns=turns,
                 controls=controls,
+                feedback=feedback,
                 on_batch=bar.update,
             )
     click.echo(_summary(rebuilt, name, time.monotonic() - began))
 
 
 async def _starts(
-    reader: LogReader, topics: tuple[str, str], partitions: range, since: datetime
+    reader: LogReader, topics: Iterable[str], partitions: range, since: datetime
 ) -> dict[str, Mapping[int, int]]:
     """Return where each topic is to be read from, and tell the operator what is not there any more."""
     starts: dict[str, Mapping[int, int]] = {}
@@ -127,12 +130,13 @@ async def _between(reader: LogReader, topic: str, starts: Mapping[int, int]) -> 
 
 @asynccontextmanager
 async def _opened(name: str, settings: Settings) -> AsyncIterator[Sink]:
+    prices = Prices(*settings.prices)
     async with AsyncExitStack() as stack:
         if name == "postgres":
-            yield PostgresSink(TurnStore(await stack.enter_async_context(open_postgres(settings))))
+            yield PostgresSink(TurnStore(await stack.enter_async_context(open_postgres(settings))), prices)
         else:
             elastic = await stack.enter_async_context(open_elastic(settings))
-            yield SearchSink(SearchIndex(elastic, settings.index_prefix))
+            yield SearchSink(SearchIndex(elastic, settings.index_prefix), prices)
 
 
 def _summary(rebuilt: Rebuilt, name: str, seconds: float) -> str:

@@ -14,7 +14,7 @@ import structlog
 from domain.errors import Retriable
 from domain.spans import Span
 from streams.archiving import Archiver, Limits, Reader, Sink
-from streams.records import Control, Turn
+from streams.records import Control, Feedback, Turn
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +69,11 @@ class Again:
         await self._sink.obey(span, controls, turns_log, again=True)
         self._moved(span)
 
+    async def note(self, span: Span, feedback: Mapping[int, Feedback], turns_log: str, *, again: bool = True) -> None:
+        """Write what was said of turns over what is there."""
+        await self._sink.note(span, feedback, turns_log, again=True)
+        self._moved(span)
+
     async def rewind(self, log: str, offsets: Mapping[int, int]) -> None:
         """Set the progress of partitions."""
         self._next[_topic(log)] |= offsets
@@ -86,9 +91,10 @@ async def rebuild(
     *,
     turns: str,
     controls: str,
+    feedback: str,
     on_batch: OnBatch,
 ) -> Rebuilt:
-    """Write what turns and controls have from these offsets on, to their end; try as often as the sink takes.
+    """Write what turns, controls and feedback have from these offsets on, to their end; try as often as the sink takes.
 
     ``starts``: by topic and partition. Raises `LogUnavailable` where Kafka is away at once.
     """
@@ -102,12 +108,14 @@ async def rebuild(
         log.warning("record refused", topic=topic, partition=partition, offset=offset, reason=str(error))
 
     archiver = Archiver(
-        again, reader, limits, turns=turns, controls=controls, owned=lambda: partitions, set_aside=set_aside
-    )
-    wanted = await reader.ends(turns, partitions)
+        again, reader, limits, turns=turns, controls=controls, feedback=feedback,
+        owned=lambda: partitions, set_aside=set_aside,
+    )  # fmt: skip
+    wanted = {topic: await reader.ends(topic, partitions) for topic in (turns, feedback)}
     while True:
         await archiver.close_window()
-        if _at(again.reached(turns), wanted) and await _at_end(reader, controls, again.reached(controls)):
+        is_there = all(_at(again.reached(topic), ends) for topic, ends in wanted.items())
+        if is_there and await _at_end(reader, controls, again.reached(controls)):
             return rebuilt
 
 

@@ -28,9 +28,11 @@ class Question(Wire, frozen=True, kw_only=True):
     ``tokens_from``: offset in the tokens topic's partition below which this turn cannot have a token.
     ``messages``: the whole context where the client keeps it itself (OpenAI's chat completions); the turn
     then leaves the conversation's session context alone.
-    ``beside``: the turn that this one is a new branch of (regenerate, edit).
+    ``beside``: the turn that this one is a new branch of (regenerate, edit). ``parent``: the turn that that one
+    follows, where it was known; its conversation may have no room for that one any more.
     ``replay_key``: which request this answers, where its client may repeat it: a hash of tenant, user, route and
     Idempotency-Key. ``fingerprint``: a hash of its body, which a repetition has to share.
+    ``experiment``: the arm of an experiment that it belongs to.
     """
 
     turn_id: str
@@ -44,10 +46,12 @@ class Question(Wire, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     on_busy: OnBusy = "queue"
     beside: str = ""
+    parent: str = ""
     metadata: dict[str, Any] = {}
     request_id: str = ""
     replay_key: str = ""
     fingerprint: str = ""
+    experiment: str = ""
 
 
 class Control(Wire, frozen=True, kw_only=True):
@@ -72,7 +76,8 @@ class Turn(Wire, frozen=True, kw_only=True):
     """A finished turn. Times are Unix milliseconds. ``replay_key`` and ``fingerprint`` are its question's.
 
     ``citations``: the passages that the model was given, by the number that the answer names them by. ``retrieval`` and
-    ``cache`` as in `domain.turns.End`. ``bare``: a model was asked by its own name, without documents and memory.
+    ``cache`` and ``gaps`` as in `domain.turns.End`. ``bare``: a model was asked by its own name, without documents and
+    memory. ``prompt``: name and version of our instructions, empty where none of them were used.
     """
 
     turn_id: str
@@ -97,9 +102,33 @@ class Turn(Wire, frozen=True, kw_only=True):
     citations: list[Citation] = []
     retrieval: Retrieval | None = None
     cache: Cache | None = None
+    gaps: dict[int, int] = {}
+    experiment: str = ""
     metadata: dict[str, Any] = {}
     replay_key: str = ""
     fingerprint: str = ""
+
+
+class Feedback(Wire, frozen=True, kw_only=True):
+    """What the user of a turn says of it, at a Unix time in ms; the latest of a turn counts.
+
+    ``correction``: what the answer should have been. ``model`` to ``experiment`` are the turn's own, so that whoever
+    counts this need not look for it.
+    """
+
+    turn_id: str
+    conversation_id: str
+    tenant: str
+    user: str
+    rating: Literal[1, -1]
+    at: int
+    comment: str = ""
+    correction: str = ""
+    model: str = ""
+    prompt: str = ""
+    outcome: Outcome = "completed"
+    cache: Cache | None = None
+    experiment: str = ""
 
 
 class Document(Wire, frozen=True, kw_only=True):
@@ -122,6 +151,25 @@ class Document(Wire, frozen=True, kw_only=True):
     readers: list[str] = []
     metadata: dict[str, Any] = {}
     at: int = 0
+
+
+class DocumentOutcome(Wire, frozen=True, kw_only=True):
+    """What became of a document; its key is `document_key`. Of two for one document that of the higher revision counts.
+
+    ``at``: Unix ms of the document's record. What was forgotten has no title and no user any more.
+    """
+
+    document_id: str
+    tenant: str
+    status: Literal["learned", "failed", "forgotten"]
+    at: int
+    revision: int
+    user: str = ""
+    title: str = ""
+    url: str = ""
+    metadata: dict[str, Any] = {}
+    error: str = ""
+    passages: int = 0
 
 
 class MemoryChange(Wire, frozen=True, kw_only=True):
@@ -158,7 +206,10 @@ class UserMemories(Wire, frozen=True, kw_only=True):
 
 
 class DeadLetter(Wire, frozen=True, kw_only=True):
-    """A record that could not be decoded or handled, with where it stood and why it was set aside."""
+    """A record that could not be decoded or handled, with where it stood and why it was set aside.
+
+    ``key`` and ``value`` are the beginning of what a large record had; its own topic has the rest.
+    """
 
     topic: str
     partition: int

@@ -47,9 +47,11 @@ class Topics:
     controls: TopicSpec
     tokens: TopicSpec
     turns: TopicSpec
+    feedback: TopicSpec
     parts: TopicSpec
     metrics: Mapping[tuple[str, int], TopicSpec]  # by metric and size of the window
     documents: TopicSpec
+    document_outcomes: TopicSpec
     memory_changes: TopicSpec
     memories: TopicSpec
     dead_letters: TopicSpec
@@ -73,6 +75,7 @@ class Topics:
             controls=topic("chat.controls.v1", max(settings.questions_days, settings.turns_days)),
             tokens=topic("chat.tokens.v1", settings.tokens_days),
             turns=topic("chat.turns.v1", settings.turns_days),
+            feedback=topic("chat.feedback.v1", settings.turns_days),
             parts=topic("chat.metrics.parts.v1", settings.questions_days),
             metrics={(name, size): metric(name, size) for name in METRICS for size in SIZES_MS},
             documents=TopicSpec(
@@ -82,6 +85,15 @@ class Topics:
                 30 * DAY,
                 compacted=True,
                 record_bytes=settings.document_bytes * 3 // 2,  # a file in JSON takes 4/3 of its size
+            ),
+            # In one partition, so that whoever reads it has them in the order in which they came about.
+            document_outcomes=TopicSpec(
+                settings.topic_prefix + "chat.document-outcomes.v1",
+                1,
+                settings.replication,
+                30 * DAY,
+                compacted=True,
+                compacted_within=settings.questions_days * DAY,
             ),
             memory_changes=topic("chat.memory-changes.v1", settings.questions_days),
             memories=TopicSpec(
@@ -99,8 +111,10 @@ class Topics:
 
     def all(self) -> list[TopicSpec]:
         """Return all topics but the changelogs of tables."""
-        of_conversations = [self.questions, self.controls, self.tokens, self.turns, self.dead_letters]
-        known = [self.documents, self.memory_changes, self.memories]
+        of_conversations = [
+            self.questions, self.controls, self.tokens, self.turns, self.feedback, self.dead_letters,
+        ]  # fmt: skip
+        known = [self.documents, self.document_outcomes, self.memory_changes, self.memories]
         return [*of_conversations, *known, self.parts, *self.metrics.values(), self.workers]
 
 

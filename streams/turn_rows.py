@@ -1,16 +1,19 @@
 """Our records as the rows that every store keeps of them: a turn is the same in Postgres and in Elasticsearch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from adapters.turn_store import CitationRow, Order, TurnRow
+from adapters.document_store import DocumentRow
+from adapters.turn_store import CitationRow, FeedbackRow, Order, TurnRow
 from domain.errors import SinkRefused
+from domain.grounding import cited
+from domain.prices import FREE, Prices, money
 from domain.turns import is_refusal
-from streams.records import Control, Turn
+from streams.records import Control, DocumentOutcome, Feedback, Turn
 
-R = TypeVar("R", Control, Turn)
+R = TypeVar("R", Control, Feedback, Turn)
 Row = TypeVar("Row")
 
 INT4: Final = (1 << 31) - 1
@@ -18,8 +21,9 @@ NUL: Final = "\x00"
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
-def row_of(turn: Turn) -> TurnRow:
-    """Return a turn as a row; raises ValueError, OverflowError."""
+def row_of(turn: Turn, prices: Prices = FREE) -> TurnRow:
+    """Return a turn as a row; raises ValueError, OverflowError, RecursionError."""
+    cost = prices.of(turn.model, turn.usage.input_tokens, turn.usage.output_tokens)
     return TurnRow(
         turn_id=UUID(turn.turn_id),
         ended_at=_time(turn.ended_at),
@@ -44,11 +48,17 @@ def row_of(turn: Turn) -> TurnRow:
         total_ms=_int4(turn.timings.total_ms),
         claims=_int4(turn.claims),
         metadata=_clean(turn.metadata),
+        retrieval=turn.retrieval,
+        cache=turn.cache,
+        experiment=storable(turn.experiment),
+        bare=turn.bare,
+        cost=None if cost is None else money(cost),
     )
 
 
-def citation_rows(turns: Iterable[Turn]) -> list[CitationRow]:
-    """Return what turns cite as rows."""
+def citation_rows(turn: Turn) -> list[CitationRow]:
+    """Return the passages that a turn's answer was given as rows."""
+    named = {each.n for each in cited(turn.answer, turn.citations)}
     return [
         CitationRow(
             turn_id=UUID(turn.turn_id),
@@ -58,14 +68,45 @@ def citation_rows(turns: Iterable[Turn]) -> list[CitationRow]:
             title=storable(each.title),
             url=storable(each.url) or None,
             text=storable(each.text),
+            named=each.n in named,
         )
-        for turn in turns
         for each in turn.citations
     ]
 
 
+def feedback_row(feedback: Feedback) -> FeedbackRow:
+    """Return what was said of a turn as a row; raises ValueError, OverflowError."""
+    return FeedbackRow(
+        turn_id=UUID(feedback.turn_id),
+        conversation_id=UUID(feedback.conversation_id),
+        tenant=storable(feedback.tenant),
+        user_id=storable(feedback.user),
+        rating=feedback.rating,
+        comment=storable(feedback.comment) or None,
+        correction=storable(feedback.correction) or None,
+        given_at=_time(feedback.at),
+    )
+
+
+def document_row(outcome: DocumentOutcome) -> DocumentRow:
+    """Return what became of a document as a row; raises ValueError, OverflowError, RecursionError."""
+    return DocumentRow(
+        tenant=storable(outcome.tenant),
+        document_id=storable(outcome.document_id),
+        user_id=storable(outcome.user),
+        title=storable(outcome.title),
+        url=storable(outcome.url) or None,
+        status=outcome.status,
+        error=storable(outcome.error) or None,
+        passages=_int4(outcome.passages),
+        metadata=_clean(outcome.metadata),
+        updated_at=_time(outcome.at),
+        revision=outcome.revision,
+    )
+
+
 def order_of(control: Control) -> Order:
-    """Return what a control wants of a conversation; raises ValueError, OverflowError."""
+    """Return what a control wants of a conversation; raises ValueError, OverflowError, RecursionError."""
     if control.action == "stop":
         raise ValueError("a stop is for a running answer")
     return Order(
@@ -86,7 +127,7 @@ def converted(records: Mapping[int, R], convert: Callable[[R], Row]) -> dict[int
     for offset, record in records.items():
         try:
             converted[offset] = convert(record)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             reasons[offset] = f"it can be no row: {error}"
     if reasons:
         raise SinkRefused(reasons)

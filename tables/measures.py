@@ -6,26 +6,21 @@ sketches is within 1 % of the true one. Adding is commutative and associative, a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import msgspec
 from ddsketch.mapping import LogarithmicMapping
 from msgspec import Meta
 
 from domain.grounding import cited
-from streams.records import Turn, Wire
+from domain.prices import FREE, Prices
+from domain.sketches import ACCURACY, Bins, bin_of
+from streams.records import Feedback, Turn, Wire
 
-ACCURACY: Final = 0.01
-# What is shorter or longer counts as this: it bounds a sketch to 1,267 bins. No turn of ours is 11 days long.
-LEAST_MS: Final = 0.01
-MOST_MS: Final = 1e9
 # A row with every bin of its three sketches is 50 kB, and Kafka's largest record 1 MB.
 ROWS_A_PART: Final = 15
-NANO: Final = 10**9
 
 _bins = LogarithmicMapping(ACCURACY)
-
-Bins = dict[int, int]
 
 
 class Dimensions(msgspec.Struct, frozen=True, order=True):
@@ -40,7 +35,10 @@ class Dimensions(msgspec.Struct, frozen=True, order=True):
 
 
 class Measures(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sums over turns. The bins are those of milliseconds."""
+    """Sums over turns. The bins are those of milliseconds.
+
+    ``votes``: within one partition, what was said of each turn, by its id, the later in the log if it was said twice.
+    """
 
     turns: int = 0
     resumed: int = 0
@@ -52,6 +50,7 @@ class Measures(msgspec.Struct, frozen=True, omit_defaults=True):
     citations: int = 0
     feedback_up: int = 0
     feedback_down: int = 0
+    votes: dict[str, int] = {}
     duration: Bins = {}
     first_token: Bins = {}
     token_gap: Bins = {}
@@ -69,24 +68,18 @@ class Measures(msgspec.Struct, frozen=True, omit_defaults=True):
             citations=self.citations + other.citations,
             feedback_up=self.feedback_up + other.feedback_up,
             feedback_down=self.feedback_down + other.feedback_down,
+            votes=self.votes | other.votes,
             duration=_merged(self.duration, other.duration),
             first_token=_merged(self.first_token, other.first_token),
             token_gap=_merged(self.token_gap, other.token_gap),
         )
 
-
-class Prices(NamedTuple):
-    """What a million model tokens cost, read and written."""
-
-    input: float = 0.0
-    output: float = 0.0
-
-    def of(self, input_tokens: int, output_tokens: int) -> int:
-        """Return what tokens cost, in billionths."""
-        return round(self.input * 1000) * input_tokens + round(self.output * 1000) * output_tokens
-
-
-FREE: Final = Prices()
+    def counted(self) -> "Measures":
+        """Return these with the votes as numbers of them: what other partitions' can be added to."""
+        if not self.votes:
+            return self
+        up = sum(rating > 0 for rating in self.votes.values())
+        return msgspec.structs.replace(self, votes={}, feedback_up=up, feedback_down=len(self.votes) - up)
 
 
 class PartRow(msgspec.Struct, frozen=True):
@@ -102,7 +95,7 @@ class Part(Wire, frozen=True, kw_only=True):
     Each row counts by itself, the one of the highest ``(epoch, revision)``: so a part may hold all rows of its window
     or some, and what a worker writes that was replaced and does not know it yet, under a lower epoch, is harmless.
     ``closed_through``: every window of this size that ended by then was published before this part. A part without
-    rows says only that.
+    rows says only that. ``partition``: those of the feedback are numbered after those of the turns.
     """
 
     partition: int
@@ -117,38 +110,43 @@ class Part(Wire, frozen=True, kw_only=True):
 def measured(turn: Turn, prices: Prices = FREE) -> tuple[Dimensions, Measures]:
     """Return which row a turn belongs to, and what it adds to it.
 
-    The gap is that between two tokens on an answer's average: its turn does not say more.
+    Where a turn does not say how far apart its tokens were, it counts as one gap: that of its answer's average.
     """
-    timings, usage = turn.timings, turn.usage
-    cache = {"exact": "hit"}.get(turn.cache, turn.cache) if turn.cache else "none"
+    timings, usage, dimensions = turn.timings, turn.usage, _dimensions(turn)
     writing, gaps = timings.total_ms - timings.first_token_ms, usage.output_tokens - 1
+    average = {bin_of(writing / gaps): 1} if timings.first_token_ms and gaps > 0 else {}
     return (
-        Dimensions(turn.tenant, turn.model, turn.prompt, turn.outcome, cache),
+        dimensions,
         Measures(
             turns=1,
             resumed=int(turn.claims > 1),
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
-            cost_nano=prices.of(usage.input_tokens, usage.output_tokens),
-            cache_hits=int(cache == "hit"),
+            cost_nano=prices.of(turn.model, usage.input_tokens, usage.output_tokens) or 0,
+            cache_hits=int(dimensions.cache == "hit"),
             retrieval_hits=int(turn.retrieval == "found"),
             citations=len(cited(turn.answer, turn.citations)),
             duration={bin_of(timings.total_ms): 1},
             first_token={bin_of(timings.first_token_ms): 1} if timings.first_token_ms else {},
-            token_gap={bin_of(writing / gaps): 1} if timings.first_token_ms and gaps > 0 else {},
+            token_gap=turn.gaps or average,
         ),
     )
+
+
+def voted(feedback: Feedback) -> tuple[Dimensions, Measures]:
+    """Return which row what was said of a turn belongs to, which is the turn's, and what it adds to it."""
+    return _dimensions(feedback), Measures(votes={feedback.turn_id: feedback.rating})
+
+
+def _dimensions(of: Turn | Feedback) -> Dimensions:
+    cache = {"exact": "hit"}.get(of.cache, of.cache) if of.cache else "none"
+    return Dimensions(of.tenant, of.model, of.prompt, of.outcome, cache, of.experiment)
 
 
 def pieces(part: Part) -> Iterator[Part]:
     """Yield a part as parts that Kafka takes, however many rows it has."""
     for first in range(0, max(1, len(part.rows)), ROWS_A_PART):
         yield msgspec.structs.replace(part, rows=part.rows[first : first + ROWS_A_PART])
-
-
-def bin_of(milliseconds: float) -> int:
-    """Return the bin of a duration."""
-    return int(_bins.key(min(max(milliseconds, LEAST_MS), MOST_MS)))
 
 
 def quantile(bins: Mapping[int, int], share: float) -> float | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ MISSING: Final = re.compile(r"Object missing required field `(?P<field>.*?)`")
 BODY_SECONDS: Final = 30.0
 MAX_METADATA_KEYS: Final = 16
 MAX_METADATA_BYTES: Final = 8192
+MAX_METADATA_DEPTH: Final = 32
 
 
 async def take(request: web.Request, kind: type[B]) -> B:
@@ -107,10 +108,28 @@ def checked_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
     metadata = metadata or {}
     if len(metadata) > MAX_METADATA_KEYS:
         raise bad_input("metadata", f"metadata may have at most {MAX_METADATA_KEYS} keys.", "metadata_too_large")
+    if _is_deeper(metadata, MAX_METADATA_DEPTH):
+        # First: what encodes or copies JSON calls itself for every level, and would not come to its end.
+        message = f"metadata may be nested at most {MAX_METADATA_DEPTH} deep."
+        raise bad_input("metadata", message, "metadata_too_deep")
     if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
         message = f"metadata may take at most {MAX_METADATA_BYTES} bytes as JSON."
         raise bad_input("metadata", message, "metadata_too_large")
     return metadata
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Return whether JSON has more lists and objects within one another than this."""
+    level = [value]
+    for _ in range(depth):
+        level = [each for outer in level for each in _within(outer)]
+    return any(isinstance(each, dict | list) for each in level)
+
+
+def _within(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def give(answer: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -17,7 +17,7 @@ from adapters.postgres import Postgres
 from adapters.turn_store import TurnStore
 from deploy.embedded import Embedded
 from domain.errors import SinkUnavailable
-from domain.history import Owner, StoredConversation, StoredTurn
+from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from tests.conftest import StartWorker
 from tests.support.chat_client import ChatClient
 from tests.support.fakes import FakeHistory
@@ -51,6 +51,7 @@ async def prepare(url: str) -> None:
     await postgres.close()
 
 
+SAID = StoredFeedback(old_turn_id(2), -1, "Wrong", "It is 4.", LONG_AGO)
 PAST: dict[Owner, list[StoredConversation | StoredTurn]] = {
     ALICE: [
         *(old_conversation(number) for number in range(1, 8)),
@@ -72,12 +73,18 @@ async def history(request: pytest.FixtureRequest) -> AsyncIterator[HistoryPort]:
                     fake.kept_turns[each.turn_id] = owner, each
                 else:
                     fake.kept_conversations[each.conversation_id] = owner, each
+        fake.kept_feedback[SAID.turn_id] = ALICE, SAID
         yield fake
         return
     url = request.getfixturevalue("database_url")
     await prepare(url)
     for owner, found in PAST.items():
         seed(url, owner, *found)
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO feedback VALUES (%s, %s, %s, %s, -1, 'Wrong', 'It is 4.', to_timestamp(%s))",
+            (SAID.turn_id, old_conversation_id(1), *ALICE, LONG_AGO / 1000),
+        )
     async with opened(url) as real:
         yield real
 
@@ -119,6 +126,12 @@ async def test_one_turn_is_found_in_a_conversation_or_not(history: HistoryPort) 
     assert await history.conversation(ALICE, old_conversation_id(2)) == old_conversation(2)
 
 
+async def test_what_was_said_of_turns_is_found_by_their_ids(history: HistoryPort) -> None:
+    assert await history.feedback(ALICE, [old_turn_id(1), old_turn_id(2)]) == [SAID]
+    assert await history.feedback(ALICE, [old_turn_id(1)]) == []
+    assert await history.feedback(ALICE, []) == []
+
+
 @pytest.mark.parametrize("asker", [BOB, OTHER_ALICE, Owner("corp", "bob")])
 async def test_nobody_gets_what_is_anothers(history: HistoryPort, asker: Owner) -> None:
     theirs = {old_conversation_id(number) for number in range(1, 8)}
@@ -127,6 +140,7 @@ async def test_nobody_gets_what_is_anothers(history: HistoryPort, asker: Owner) 
     assert await history.conversation(asker, old_conversation_id(1)) is None
     assert await history.turns(asker, old_conversation_id(1), limit=99) == []
     assert await history.turn(asker, old_turn_id(1)) is None
+    assert await history.feedback(asker, [SAID.turn_id]) == []
 
 
 # -- Postgres in trouble
@@ -205,7 +219,7 @@ async def test_a_worker_shows_a_conversation_to_the_first_turn_while_postgres_co
         )
         client = ChatClient(http, worker.url)
         conversation = await client.converse()
-        asked = [f"Question {number} [tokens=60 pace=0]" for number in range(8)]
+        asked = [f"Question {number} [tokens=120 pace=0]" for number in range(8)]
         for question in asked:
             await client.read(await client.ask(conversation, question))
             # Also the moment in which a turn has left the table and is not in Postgres.

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 from elasticsearch import Elasticsearch
 
-from streams.records import Control, Turn, encode
+from streams.records import Control, Feedback, Turn, encode
 from tests.conftest import Names, StartWorker
 from tests.integration.test_archive import found, searched
-from tests.integration.test_turn_store import control, conversation_id, turn, turn_id
+from tests.integration.test_turn_store import control, conversation_id, thumb, turn, turn_id
 from tests.support.kafka import produce_all
 from tests.support.postgres import rows
 from tests.support.services import ROOT, Services
@@ -48,11 +48,20 @@ async def test_a_rebuild_beside_a_worker_brings_back_what_was_lost_and_nothing_t
     erased = {0, 7}
     publish(services, names, controls=[control("erase", conversation=number) for number in erased])
     publish(services, names, controls=[control("rename", conversation=1, title="Mine")])
+    said = [thumb(number, conversation=number % CONVERSATIONS) for number in range(0, 400, 5)]
+    publish(services, names, feedback=[*said, thumb(5, conversation=5, rating=-1, comment="No", at=said[0].at + 1)])
+    of_feedback = "SELECT turn_id::text, rating FROM feedback ORDER BY 1"
+    thumbs = sorted(
+        (each.turn_id, -1 if each.turn_id == turn_id(5) else 1)
+        for each in said
+        if each.conversation_id not in {conversation_id(number) for number in erased}
+    )
     left = {turn_id(number) for number in range(400) if number % CONVERSATIONS not in erased}
     turns = f"{index_prefix}turns"
     query = "SELECT turn_id::text FROM turns"
     await found(database_url, query, lambda kept: {key for (key,) in kept} == left)
     assert set(await searched(services.elasticsearch_url, turns, len(left))) == left
+    await found(database_url, of_feedback, lambda kept: kept == thumbs)
 
     lose_half(services, database_url, turns)
     settings = services.environ | names.environ | environ
@@ -72,15 +81,27 @@ async def test_a_rebuild_beside_a_worker_brings_back_what_was_lost_and_nothing_t
         assert code == 0, output
         assert "turns written to" in output
     await found(database_url, query, lambda kept: sorted(key for (key,) in kept) == sorted(left))
+    assert rows(database_url, of_feedback) == thumbs
     assert set(await searched(services.elasticsearch_url, turns, len(left))) == left
     titles = rows(database_url, "SELECT title FROM conversations WHERE conversation_id = %s", conversation_id(1))
     assert titles == [("Mine",)]
     assert worker.running
 
 
-def publish(services: Services, names: Names, *, turns: Iterable[Turn] = (), controls: Iterable[Control] = ()) -> None:
+def publish(
+    services: Services,
+    names: Names,
+    *,
+    turns: Iterable[Turn] = (),
+    controls: Iterable[Control] = (),
+    feedback: Iterable[Feedback] = (),
+) -> None:
     """Write records as a worker does: the erasure of a conversation is in its own partition."""
-    for topic, records in (("chat.turns.v1", turns), ("chat.controls.v1", controls)):
+    for topic, records in (
+        ("chat.turns.v1", turns),
+        ("chat.controls.v1", controls),
+        ("chat.feedback.v1", feedback),
+    ):
         found = [(each.conversation_id.encode(), encode(each)) for each in records]
         produce_all(services.bootstrap, names.topic_prefix + topic, found)
 
@@ -90,5 +111,6 @@ def lose_half(services: Services, database_url: str, turns: str) -> None:
     lost = [conversation_id(number) for number in range(CONVERSATIONS // 2)]
     with psycopg.connect(database_url) as connection:
         connection.execute("DELETE FROM turns WHERE conversation_id = ANY(%s::uuid[])", (lost,))
+        connection.execute("DELETE FROM feedback WHERE conversation_id = ANY(%s::uuid[])", (lost,))
     with Elasticsearch(services.elasticsearch_url) as client:
         client.delete_by_query(index=turns, query={"terms": {"conversation_id": lost}}, refresh=True)

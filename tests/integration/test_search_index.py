@@ -12,6 +12,9 @@ from adapters import search_index
 from adapters.elastic import Elastic
 from adapters.search_index import SearchIndex
 from domain.errors import Overtaken, SinkRefused, SinkUnavailable
+from domain.generation import Usage
+from domain.knowledge import Citation
+from domain.prices import FREE, Prices
 from streams.search_sink import SearchSink
 from tests.integration.test_turn_store import CONTROLS, T0, TURNS, control, conversation_id, span, turn, turn_id
 from tests.support.search import FailingSearch, documents
@@ -24,10 +27,10 @@ BUSY = (429, {"type": "es_rejected_execution_exception", "reason": "queue is ful
 class Setup:
     """A sink, and what its Elasticsearch has past it."""
 
-    def __init__(self, url: str, prefix: str, elastic: Elastic) -> None:
+    def __init__(self, url: str, prefix: str, elastic: Elastic, prices: Prices) -> None:
         self.url = url
         self.prefix = prefix
-        self.sink = SearchSink(SearchIndex(elastic, prefix))
+        self.sink = SearchSink(SearchIndex(elastic, prefix), prices)
 
     async def keep(self, start: int, *turns: object, again: bool = False) -> None:
         await self.sink.keep(span(start, start + len(turns)), dict(enumerate(turns, start)), again=again)  # type: ignore[arg-type]
@@ -49,10 +52,10 @@ class Setup:
 
 
 @asynccontextmanager
-async def opened(url: str, prefix: str, *, by: str = "") -> AsyncIterator[Setup]:
+async def opened(url: str, prefix: str, *, by: str = "", prices: Prices = FREE) -> AsyncIterator[Setup]:
     elastic = Elastic(by or url)
     try:
-        yield Setup(url, prefix, elastic)
+        yield Setup(url, prefix, elastic, prices)
     finally:
         await elastic.close()
 
@@ -151,6 +154,47 @@ async def test_a_turn_is_found_by_the_stems_of_its_words_and_by_its_fields(it: S
     assert it.found(term=("conversation_id", conversation_id(1))) == {turn_id(2)}
     assert it.found(term=("outcome", "failed")) == {turn_id(2)}
     assert it.found(range=("ended_at", {"gte": T0 + 502})) == {turn_id(2)}
+
+
+async def test_a_turn_is_found_by_what_became_of_it_and_what_it_was_given(
+    services: Services, index_prefix: str
+) -> None:
+    said = msgspec.structs.replace(
+        turn(1), retrieval="found", cache="miss", experiment="b", bare=True, usage=Usage(1000, 7),
+        citations=[Citation(n, document, "", "", "") for n, document in enumerate(("d1", "d2", "d1"), 1)],
+    )  # fmt: skip
+    async with opened(services.elasticsearch_url, index_prefix, prices=Prices({"small": 2.5})) as it:
+        await it.sink.prepare()
+        await it.keep(0, said, turn(2))
+
+        for field, value in {
+            "retrieval": "found", "cache": "miss", "experiment": "b", "bare": True, "document_ids": "d2",
+        }.items():  # fmt: skip
+            assert it.found(term=(field, value)) == {turn_id(1)}, field
+        assert it.found(range=("cost", {"gt": 0.002, "lt": 0.003})) == {turn_id(1)}
+        found = documents(it.url, f"{it.prefix}turns")[turn_id(1)]
+        assert (found["cost"], found["document_ids"]) == (0.0025, ["d1", "d2"])
+
+
+async def test_the_months_of_an_older_version_get_its_new_fields(it: Setup) -> None:
+    new = {"retrieval", "cache", "experiment", "bare", "cost", "document_ids"}
+    with Elasticsearch(it.url) as client:
+        body = client.indices.get_index_template(name=f"{it.prefix}turns")["index_templates"][0]["index_template"]
+        template = body["template"]
+        fields = template["mappings"]["properties"]
+        older = {**template, "mappings": {"dynamic": False, "properties": {k: fields[k] for k in fields.keys() - new}}}
+        client.indices.put_index_template(
+            name=f"{it.prefix}turns", version=1, index_patterns=[f"{it.prefix}turns-*"], priority=300, template=older
+        )
+    await it.keep(0, turn(1))
+
+    await it.sink.prepare()
+    await it.keep(1, msgspec.structs.replace(turn(2), experiment="b"))
+
+    assert it.found(term=("experiment", "b")) == {turn_id(2)}
+    with Elasticsearch(it.url) as client:
+        month = client.indices.get_mapping(index=f"{it.prefix}turns-2026.09")[f"{it.prefix}turns-2026.09"]
+    assert new <= month["mappings"]["properties"].keys()
 
 
 async def test_a_turn_is_in_the_index_of_the_month_of_its_end(it: Setup) -> None:

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 import structlog
 
+from adapters.document_store import DocumentStore
 from adapters.log_reader import Record
 from adapters.metric_store import MetricStore
 from adapters.postgres import Postgres
 from deploy.embedded import free_port
 from domain.errors import LogUnavailable, SinkUnavailable
-from streams.records import encode
-from streams.tabulating import ROWS, Tabulator
+from streams.records import DocumentOutcome, encode
+from streams.tabulating import ROWS, DocumentTable, MetricTable, Tabulator
 from tables.measures import Dimensions, Measures
 from tables.metric_rows import rows_of
 from tests.support.postgres import rows
@@ -35,6 +37,11 @@ class Log:
         where = Dimensions(tenant, "m", "p", "completed")
         _, row = next(rows_of(60_000, START, where, Measures(turns=turns), revision=revision, final=final))
         self.records.append(Record(self.end, row.key.encode(), encode(row)))
+        self.end += 1
+
+    def tell(self, outcome: DocumentOutcome) -> None:
+        """Write what became of a document."""
+        self.records.append(Record(self.end, b"", encode(outcome)))
         self.end += 1
 
     async def topic_id(self, topic: str) -> str:
@@ -69,7 +76,8 @@ def log() -> Log:
 
 @pytest.fixture
 def tabulator(postgres: Postgres, log: Log) -> Tabulator:
-    return Tabulator(MetricStore(postgres), log, {"turns": "chat.metrics.turns.1m.v1"}, lambda: True)
+    store = MetricStore(postgres)
+    return Tabulator(store, log, {"chat.metrics.turns.1m.v1": MetricTable(store, "turns")}, lambda: True)
 
 
 def stored(url: str) -> list[tuple[object, ...]]:
@@ -174,6 +182,34 @@ async def test_a_postgres_that_is_away_is_an_outage(log: Log) -> None:
     await nowhere.open()
     log.write(3, revision=1)
 
+    store = MetricStore(nowhere)
     with pytest.raises(SinkUnavailable):
-        await Tabulator(MetricStore(nowhere), log, {"turns": "t"}, lambda: True).bring()
+        await Tabulator(store, log, {"t": MetricTable(store, "turns")}, lambda: True).bring()
     await nowhere.close()
+
+
+async def test_postgres_has_what_became_of_each_document_last(postgres: Postgres, log: Log, database_url: str) -> None:
+    tabulator = Tabulator(
+        MetricStore(postgres), log, {"chat.document-outcomes.v1": DocumentTable(DocumentStore(postgres))}, lambda: True
+    )
+    manual = DocumentOutcome(
+        document_id="manual", tenant="acme", status="learned", at=START, revision=3, user="ann", title="Ma\x00nual",
+        metadata={"team": ["data\x00"]}, passages=7,
+    )  # fmt: skip
+    log.tell(msgspec.structs.replace(manual, status="failed", error="no text", passages=0, revision=2))
+    log.tell(manual)
+    log.tell(msgspec.structs.replace(manual, document_id="leaflet"))
+    log.tell(msgspec.structs.replace(manual, tenant="other", status="failed", error="no text", revision=9))
+    log.tell(msgspec.structs.replace(manual, tenant="nowhere", at=1 << 62))  # no date
+    await tabulator.bring()
+
+    asked = "SELECT tenant, document_id, title, status, error, passages FROM documents ORDER BY tenant, document_id"
+    learned = ("Ma\N{REPLACEMENT CHARACTER}nual", "learned", None, 7)
+    failed = ("other", "manual", "Ma\N{REPLACEMENT CHARACTER}nual", "failed", "no text", 7)
+    assert rows(database_url, asked) == [("acme", "leaflet", *learned), ("acme", "manual", *learned), failed]
+
+    log.tell(msgspec.structs.replace(manual, status="failed", revision=2))  # late
+    log.tell(DocumentOutcome(document_id="leaflet", tenant="acme", status="forgotten", at=START, revision=4))
+    log.tell(DocumentOutcome(document_id="manual", tenant="acme", status="forgotten", at=START, revision=1))
+    await tabulator.bring()
+    assert rows(database_url, asked) == [("acme", "manual", *learned), failed]

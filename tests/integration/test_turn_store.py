@@ -1,10 +1,10 @@
 """Postgres has every turn of the log once, whoever writes a batch and however often; and forgets what was erased."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import uuid4
+from decimal import Decimal
+from typing import Literal
 
 import msgspec
 import psycopg
@@ -13,18 +13,19 @@ import pytest
 from adapters.postgres import Postgres
 from adapters.schema import migrate
 from adapters.turn_store import TurnStore
-from domain.errors import Overtaken, SinkRefused, SinkUnavailable
+from domain.errors import Overtaken, Rejected, SinkRefused, SinkUnavailable
+from domain.generation import Usage
 from domain.ids import uuid7
 from domain.knowledge import Citation
+from domain.prices import FREE, Prices
 from domain.spans import Span
 from domain.turns import Failure, Outcome
 from streams.postgres_sink import PostgresSink
-from streams.records import Control, Turn
-from tests.support.postgres import rows, schema_of
-from tests.support.services import ROOT
+from streams.records import Control, Feedback, Turn
+from tests.support.postgres import rows
 
 T0 = 1_790_000_000_000  # September 2026
-TURNS, CONTROLS = "chat.turns.v1@a", "chat.controls.v1@a"
+TURNS, CONTROLS, FEEDBACK = "chat.turns.v1@a", "chat.controls.v1@a", "chat.feedback.v1@a"
 
 
 def turn_id(number: int) -> str:
@@ -66,16 +67,30 @@ def control(
     )
 
 
+def thumb(
+    number: int, *, rating: Literal[1, -1] = 1, comment: str = "", at: int = T0, conversation: int = 0
+) -> Feedback:
+    return Feedback(
+        turn_id=turn_id(number),
+        conversation_id=conversation_id(conversation),
+        tenant="acme",
+        user="ann",
+        rating=rating,
+        comment=comment,
+        at=at,
+    )
+
+
 def span(start: int, stop: int, *, log: str = TURNS, partition: int = 0) -> Span:
     return Span(log, partition, start, stop)
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresSink]:
+async def opened(url: str, prices: Prices = FREE) -> AsyncIterator[PostgresSink]:
     postgres = Postgres(url)
     await postgres.open()
     try:
-        yield PostgresSink(TurnStore(postgres))
+        yield PostgresSink(TurnStore(postgres), prices)
     finally:
         await postgres.close()
 
@@ -94,6 +109,17 @@ async def keep(sink: PostgresSink, start: int, *turns: Turn) -> None:
 async def obey(sink: PostgresSink, start: int, *controls: Control) -> None:
     where = span(start, start + len(controls), log=CONTROLS)
     await sink.obey(where, dict(enumerate(controls, start)), TURNS)
+
+
+async def note(sink: PostgresSink, start: int, *feedback: Feedback, again: bool = False) -> None:
+    where = span(start, start + len(feedback), log=FEEDBACK)
+    await sink.note(where, dict(enumerate(feedback, start)), TURNS, again=again)
+
+
+def thumbs(url: str) -> dict[str, tuple[int, str | None]]:
+    return {
+        str(key): (rating, said) for key, rating, said in rows(url, "SELECT turn_id, rating, comment FROM feedback")
+    }
 
 
 def answers(url: str) -> dict[str, str]:
@@ -225,6 +251,95 @@ async def test_a_turn_that_only_postgres_refuses_is_found_in_its_batch(sink: Pos
     assert answers(database_url) == {}
 
 
+@pytest.mark.parametrize("table", ["turns", "usage", "citations"])
+async def test_a_turn_that_any_of_its_tables_refuses_is_found_in_its_batch(
+    sink: PostgresSink, database_url: str, table: str
+) -> None:
+    column = {"turns": "answer", "usage": "model", "citations": "text"}[table]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT no_odd CHECK ({column} <> 'odd')".encode())
+    odd = msgspec.structs.replace(
+        turn(2, answer="odd"),
+        model="odd",
+        citations=[Citation(1, "d", "t", "", "even"), Citation(2, "d", "t", "", "odd")],
+    )
+
+    with pytest.raises(SinkRefused) as refused:
+        await keep(sink, 0, turn(1), odd, turn(3))
+    assert set(refused.value.reasons) == {1}
+
+    await sink.keep(span(0, 3), {0: turn(1), 2: turn(3)})
+    with pytest.raises(SinkRefused) as refused:
+        await keep(sink, 3, turn(1), odd)  # beside one that is there already
+    assert set(refused.value.reasons) == {4}
+
+
+async def test_a_batch_that_is_refused_and_each_of_its_turns_not_is_no_outage(
+    sink: PostgresSink, database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE UNIQUE INDEX ON turns_default (answer)")
+    year_3000 = [msgspec.structs.replace(turn(number), ended_at=32_503_680_000_000 + number) for number in range(2)]
+
+    # The archive finds out which turns these are by halves.
+    with pytest.raises(Rejected, match="each of its rows not"):
+        await keep(sink, 0, *year_3000)
+
+    assert (await sink.progress(TURNS, [0]))[0] == 0
+
+
+async def test_a_control_that_postgres_refuses_is_no_outage(sink: PostgresSink, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE conversations ADD CONSTRAINT no_odd CHECK (title <> 'odd')")
+
+    with pytest.raises(Rejected, match="no_odd"):
+        await obey(sink, 0, control("create", title="even"), control("create", conversation=1, title="odd"))
+
+    assert titles(database_url) == []
+    assert await sink.progress(CONTROLS, [0]) == {0: 0}
+
+
+@pytest.mark.parametrize("ended_at", [253_402_300_799_999, 251_000_000_000_000])
+async def test_a_turn_of_the_last_months_of_the_calendar_is_kept(
+    sink: PostgresSink, database_url: str, ended_at: int
+) -> None:
+    await keep(sink, 0, msgspec.structs.replace(turn(1), ended_at=ended_at), turn(2))
+
+    found = rows(database_url, "SELECT tableoid::regclass::text FROM turns ORDER BY ended_at")
+    assert [name for (name,) in found] == ["turns_2026_09", "turns_default"]
+
+
+async def test_a_turn_is_kept_with_all_that_its_record_says_and_what_it_cost(database_url: str) -> None:
+    said = msgspec.structs.replace(
+        turn(1), retrieval="found", cache="miss", experiment="b", bare=True, usage=Usage(1000, 7), model="large"
+    )
+    async with opened(database_url, Prices({"large": 2.5}, {"large": 10.0})) as sink:
+        await sink.prepare()
+        await keep(sink, 0, said, turn(2))
+
+    query = "SELECT retrieval, cache, experiment, bare, cost::text FROM turns ORDER BY turn_id"
+    assert rows(database_url, query) == [("found", "miss", "b", True, "0.002570000"), (None, None, "", False, None)]
+    assert rows(database_url, "SELECT cost FROM usage ORDER BY turn_id") == [(Decimal("0.00257"),), (None,)]
+
+
+async def test_a_passage_is_kept_whether_the_answer_names_it_or_not(sink: PostgresSink, database_url: str) -> None:
+    given = [Citation(n, f"d{n}", "Manual", "", "…") for n in (1, 2)]
+
+    await keep(sink, 0, msgspec.structs.replace(turn(1, answer="So it is [2]."), citations=given))
+
+    assert rows(database_url, "SELECT n, named FROM citations ORDER BY n") == [(1, False), (2, True)]
+
+
+async def test_of_a_turn_that_comes_twice_in_a_batch_the_later_ones_passages_are_kept(
+    sink: PostgresSink, database_url: str
+) -> None:
+    one, two = [Citation(1, "old", "", "", ""), Citation(2, "old", "", "", "")], [Citation(1, "new", "", "", "")]
+
+    await keep(sink, 0, *(msgspec.structs.replace(turn(1), citations=each) for each in (one, two)))
+
+    assert rows(database_url, "SELECT n, document_id FROM citations") == [(1, "new")]
+
+
 async def test_months_have_partitions_of_their_own_and_a_wrong_clock_none(
     sink: PostgresSink, database_url: str
 ) -> None:
@@ -308,6 +423,53 @@ async def test_an_erasure_beside_a_batch_leaves_nothing_of_it(sink: PostgresSink
     assert answers(database_url) == {}
 
 
+# -- what is said of turns
+
+
+async def test_of_what_is_said_of_a_turn_the_latest_is_kept_in_whatever_order_it_comes(
+    sink: PostgresSink, database_url: str
+) -> None:
+    await note(sink, 0, thumb(1, comment="Fine\0", at=T0 + 2), thumb(2), thumb(1, rating=-1, at=T0 + 1))
+    assert thumbs(database_url) == {turn_id(1): (1, "Fine\N{REPLACEMENT CHARACTER}"), turn_id(2): (1, None)}
+
+    await note(sink, 3, thumb(1, rating=-1, at=T0 + 3))
+    await note(sink, 0, thumb(1, comment="Fine", at=T0 + 2), again=True)
+    assert thumbs(database_url) == {turn_id(1): (-1, None), turn_id(2): (1, None)}
+    assert await sink.progress(FEEDBACK, [0, 1]) == {0: 4, 1: 0}
+
+
+async def test_what_is_said_is_written_once_by_whoever_comes_first(sink: PostgresSink, database_url: str) -> None:
+    await note(sink, 0, thumb(1))
+
+    with pytest.raises(Overtaken):
+        await note(sink, 0, thumb(1, rating=-1, at=T0 + 1))
+    assert thumbs(database_url) == {turn_id(1): (1, None)}
+
+
+async def test_what_can_be_no_row_is_named(sink: PostgresSink) -> None:
+    with pytest.raises(SinkRefused) as refused:
+        await note(sink, 0, thumb(1), msgspec.structs.replace(thumb(2), turn_id="none"))
+
+    assert set(refused.value.reasons) == {1}
+
+
+async def test_of_an_erased_conversation_nothing_that_was_said_is_kept(sink: PostgresSink, database_url: str) -> None:
+    await note(sink, 0, thumb(1), thumb(2, conversation=1))
+    await obey(sink, 0, control("erase"))
+    await note(sink, 2, thumb(1, rating=-1, at=T0 + 1), thumb(3))
+    await note(sink, 0, thumb(1), again=True)
+
+    assert thumbs(database_url) == {turn_id(2): (1, None)}
+
+
+async def test_an_erasure_beside_what_is_said_leaves_nothing_of_it(sink: PostgresSink, database_url: str) -> None:
+    for number in range(5):
+        said = [thumb(1000 * number + k, conversation=number) for k in range(100)]
+        await asyncio.gather(note(sink, 100 * number, *said), obey(sink, number, control("erase", conversation=number)))
+
+    assert thumbs(database_url) == {}
+
+
 # -- Postgres itself
 
 
@@ -348,47 +510,3 @@ async def test_a_migration_that_was_changed_after_it_was_applied_is_refused(
 
     with pytest.raises(SinkUnavailable, match=r"0001_archive\.sql"):
         await sink.prepare()
-
-
-@pytest.fixture
-def role(database_url: str) -> Iterator[str]:
-    """A role whose rights will be those of a worker's."""
-    name = f"headrace_{uuid4().hex[:12]}"
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {name}".encode())
-        yield name
-        connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
-
-
-def grant(url: str, role: str) -> None:
-    """Do what an operator does after a migration."""
-    text = (ROOT / "deploy" / "postgres_role.sql").read_text()
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(re.sub(r"\bheadrace\b", role, text).encode())
-
-
-async def test_a_workers_role_can_do_all_that_the_archive_does_and_change_no_table(
-    sink: PostgresSink, database_url: str, role: str
-) -> None:
-    grant(database_url, role)
-    async with opened(f"{database_url}%20-crole%3D{role}") as worker:
-        await worker.prepare()
-        await keep(worker, 0, turn(1), turn(2))
-        await keep(worker, 2, turn(2), turn(3, conversation=1))
-        await obey(worker, 0, control("create"), control("rename", title="x"), control("erase"))
-        await worker.rewind(TURNS, {0: 0})
-
-    assert set(answers(database_url)) == {turn_id(3)}
-    with psycopg.connect(f"{database_url}%20-crole%3D{role}", autocommit=True) as connection:
-        for forbidden in ("DROP TABLE turns", "TRUNCATE turns", "CREATE TABLE x ()", "UPDATE usage SET claims = 0"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute(forbidden.encode())
-
-
-async def test_a_worker_that_may_not_migrate_says_who_has_to(database_url: str, role: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"GRANT USAGE ON SCHEMA {schema_of(database_url)} TO {role}".encode())
-
-    async with opened(f"{database_url}%20-crole%3D{role}") as worker:
-        with pytest.raises(SinkUnavailable, match=r"adapters\.schema"):
-            await worker.prepare()

@@ -51,6 +51,10 @@ def old_turn(number: int, conversation_id: str, *, in_conversation: bool = True,
         ended_at=at + 1000,
         in_conversation=in_conversation,
         metadata={},
+        retrieval="found" if number % 3 else "weak",
+        cache="miss" if number % 2 else None,
+        experiment=f"arm-{number % 2}",
+        bare=number % 4 == 0,
         citations=[Citation(n, f"document-{n}", "Manual", "", f"Passage {n}.") for n in range(1, number % 3 + 1)],
     )
 
@@ -70,13 +74,13 @@ def seed(url: str, owner: Owner, *rows: StoredConversation | StoredTurn) -> None
             else:
                 connection.execute(
                     "INSERT INTO turns VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
-                    " %s, %s, %s, %s, '{}')",
+                    " %s, %s, %s, %s, '{}', %s, %s, %s, %s)",
                     (
                         row.turn_id, _time(row.ended_at), _time(row.asked_at), row.conversation_id,
                         UUID(row.parent) if row.parent else None, *owner, row.in_conversation, row.input, row.answer,
                         row.model, row.prompt, row.outcome, row.finish, None, None, row.usage.input_tokens,
                         row.usage.output_tokens, row.timings.started_ms, row.timings.first_token_ms,
-                        row.timings.total_ms, row.claims,
+                        row.timings.total_ms, row.claims, row.retrieval, row.cache, row.experiment, row.bare,
                     ),
                 )  # fmt: skip
                 for each in row.citations:

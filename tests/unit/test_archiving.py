@@ -14,9 +14,10 @@ from domain.errors import LogUnavailable, Overtaken, SinkRefused, SinkUnavailabl
 from domain.spans import Span
 from streams import archiving
 from streams.archiving import Archiver, Limits
-from streams.records import Control, Turn, encode
+from streams.patience import MAX_ATTEMPTS
+from streams.records import Control, Feedback, Turn, encode
 
-TURNS, CONTROLS = "turns", "controls"
+TURNS, CONTROLS, FEEDBACK = "turns", "controls", "feedback"
 
 
 def turn(turn_id: str) -> bytes:
@@ -32,12 +33,16 @@ def erase(conversation_id: str = "c") -> bytes:
     return encode(Control(action="erase", conversation_id=conversation_id, tenant="t", user="u", at=1))
 
 
+def thumb(turn_id: str) -> bytes:
+    return encode(Feedback(turn_id=turn_id, conversation_id="c", tenant="t", user="u", rating=-1, at=1))
+
+
 class Log:
-    """Two topics of some partitions; ``first`` is where the turns' retention has got to."""
+    """Three topics of some partitions; ``first`` is where the turns' retention has got to."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.records: dict[tuple[str, int], list[bytes]] = {
-            (topic, number): [] for topic in (TURNS, CONTROLS) for number in range(partitions)
+            (topic, number): [] for topic in (TURNS, CONTROLS, FEEDBACK) for number in range(partitions)
         }
         self.first = 0
         self.hidden = 0  # records that the broker of the moment does not show
@@ -81,6 +86,9 @@ class MemorySink:
         self.prepared = 0
         self.failures: list[Exception] = []
         self.refuses: set[str] = set()
+        self.poison: set[str] = set()
+        self.is_broken = False
+        self.attempts = 0
 
     async def prepare(self) -> None:
         self.prepared += 1
@@ -98,6 +106,9 @@ class MemorySink:
         self.at[span.log, span.partition] = span.stop
 
     async def keep(self, span: Span, turns: Mapping[int, Turn], *, again: bool = False) -> None:
+        self.attempts += 1
+        if self.is_broken or self.poison & {each.turn_id for each in turns.values()}:
+            raise KeyError("a mistake of ours")
         refused = {offset: "odd" for offset, each in turns.items() if each.turn_id in self.refuses}
         if refused:
             raise SinkRefused(refused)
@@ -108,6 +119,10 @@ class MemorySink:
     async def obey(self, span: Span, controls: Mapping[int, Control], turns_log: str, *, again: bool = False) -> None:
         self._advance(span, again)
         self.given += [f"erase {each.conversation_id}" for each in controls.values()]
+
+    async def note(self, span: Span, feedback: Mapping[int, Feedback], turns_log: str, *, again: bool = False) -> None:
+        self._advance(span, again)
+        self.given += [f"rate {each.turn_id}" for each in feedback.values()]
 
     async def rewind(self, log: str, offsets: Mapping[int, int]) -> None:
         self.at |= {(log, partition): offset for partition, offset in offsets.items()}
@@ -138,7 +153,7 @@ class Setup:
     def another(self, *, turns: int = 3, size: int = 1 << 20, seconds: float = 3600) -> Archiver:
         return Archiver(
             self.sink, self.log, Limits(seconds, turns, size),
-            turns=TURNS, controls=CONTROLS, owned=lambda: self.owned, set_aside=self.letters,
+            turns=TURNS, controls=CONTROLS, feedback=FEEDBACK, owned=lambda: self.owned, set_aside=self.letters,
         )  # fmt: skip
 
 
@@ -178,6 +193,18 @@ async def test_an_erasure_comes_before_the_turns_that_ended_after_it() -> None:
 
 
 @pytest.mark.usefixtures("no_pauses")
+async def test_what_is_said_of_turns_is_given_once_and_goes_on_where_it_was() -> None:
+    setup = Setup()
+    setup.log.write(thumb("a"), topic=FEEDBACK)
+
+    await setup.archiver.write()
+    setup.log.write(thumb("b"), topic=FEEDBACK)
+    await setup.another().write()
+
+    assert setup.sink.given == ["rate a", "rate b"]
+    assert setup.sink.at[f"{FEEDBACK}@1", 0] == 2
+
+
 async def test_an_outage_loses_and_repeats_nothing() -> None:
     it = Setup(turns=2)
     it.log.write(*(turn(f"{number}") for number in range(6)))
@@ -210,6 +237,72 @@ async def test_what_a_sink_refuses_is_set_aside_and_the_rest_written() -> None:
 
     assert it.sink.given == ["a", "c"]
     assert it.letters.of == [(TURNS, 1, "memory: odd"), (TURNS, 3, "memory: odd")]
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("poison", [{"a"}, {"e"}, {"b", "c"}, {"a", "b", "c", "d", "e"}])
+async def test_the_records_that_make_a_batch_fail_are_found_and_set_aside_alone(poison: set[str]) -> None:
+    it = Setup(turns=10)
+    it.log.write(*(turn(name) for name in "abcde"))
+    it.sink.poison = poison
+
+    await it.archiver.close_window()
+
+    assert it.sink.given == [name for name in "abcde" if name not in poison]
+    assert it.letters.of == [
+        (TURNS, "abcde".index(name), "memory: KeyError('a mistake of ours')") for name in sorted(poison)
+    ]
+    assert await it.sink.progress(f"{TURNS}@1", [0]) == {0: 5}
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_control_that_makes_its_batch_fail_is_set_aside_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Setup()
+    obey = it.sink.obey
+
+    async def fail(span: Span, controls: Mapping[int, Control], turns_log: str, **more: bool) -> None:
+        if any(each.conversation_id == "odd" for each in controls.values()):
+            raise KeyError("a mistake of ours")
+        await obey(span, controls, turns_log, **more)
+
+    monkeypatch.setattr(it.sink, "obey", fail)
+    it.log.write(erase("a"), erase("odd"), erase("b"), topic=CONTROLS)
+    it.log.write(turn("after"))
+
+    await it.archiver.close_window()
+
+    assert it.sink.given == ["erase a", "erase b", "after"]
+    assert [(topic, offset) for topic, offset, _ in it.letters.of] == [(CONTROLS, 1)]
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_sink_that_fails_whatever_it_is_given_has_no_record_set_aside() -> None:
+    it = Setup()
+    it.log.write(turn("a"), turn("b"))
+    it.sink.is_broken = True
+    closing = asyncio.create_task(it.archiver.close_window())
+    async with asyncio.timeout(30):
+        while it.sink.attempts < 4 * MAX_ATTEMPTS:
+            await asyncio.sleep(0)
+
+    it.sink.is_broken = False
+    await closing
+
+    assert it.sink.given == ["a", "b"]
+    assert it.letters.of == []
+
+
+@pytest.mark.parametrize("failure", [KeyError("a mistake of ours"), SinkUnavailable("not this month")])
+async def test_a_partition_that_cannot_be_written_holds_up_no_other(failure: Exception) -> None:
+    it = Setup(partitions=3)
+    for partition, name in enumerate("abc"):
+        it.log.write(turn(name), partition=partition)
+    it.sink.failures = [failure]
+
+    with pytest.raises(type(failure)):
+        await it.archiver.write()
+
+    assert it.sink.given == ["b", "c"]
 
 
 async def test_a_record_that_is_no_turn_is_passed_by() -> None:

@@ -16,23 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from domain.generation import Usage
+from domain.knowledge import Citation
+from domain.prices import Prices
+from domain.sketches import ACCURACY, LEAST_MS, MOST_MS, bin_of
 from domain.turns import Timings
-from streams.records import Turn, decode, encode
-from tables.measures import (
-    ACCURACY,
-    LEAST_MS,
-    MOST_MS,
-    ROWS_A_PART,
-    Dimensions,
-    Measures,
-    Part,
-    PartRow,
-    Prices,
-    bin_of,
-    measured,
-    pieces,
-    quantile,
-)
+from streams.records import Feedback, Turn, decode, encode
+from tables.measures import ROWS_A_PART, Dimensions, Measures, Part, PartRow, measured, pieces, quantile, voted
 from tables.metric_rows import METRIC_TYPES, MetricRow, rows_of
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/metrics.v1.schema.json").read_text())
@@ -45,6 +34,7 @@ sums = st.builds(
     **{
         name: bins if "bins" in str(kind) or "dict" in str(kind) else counts
         for name, kind in Measures.__annotations__.items()
+        if name != "votes"  # they are counted before anything is added to them
     },
 )
 dimensions = st.builds(Dimensions, *[st.text(max_size=5)] * 6)
@@ -109,9 +99,7 @@ def test_a_duration_out_of_bounds_counts_as_the_nearest_within(milliseconds: flo
 
 
 def test_a_turn_counts_in_the_row_of_its_dimensions() -> None:
-    found = measured(
-        turn(claims=3, usage=Usage(100, 11), timings=Timings(5, 400, 1400)), Prices(input=0.15, output=0.6)
-    )
+    found = measured(turn(claims=3, usage=Usage(100, 11), timings=Timings(5, 400, 1400)), Prices({"": 0.15}, {"": 0.6}))
 
     assert found == (
         Dimensions("acme", "m", "assistant.v1", "completed"),
@@ -143,8 +131,64 @@ def test_a_duration_that_a_turn_does_not_have_is_not_counted(fields: dict[str, o
     assert (len(found.first_token), len(found.token_gap), len(found.duration)) == (first, gap, 1)
 
 
+@pytest.mark.parametrize(
+    ("fields", "dimension", "hits"),
+    [
+        ({}, "none", 0),
+        ({"cache": "miss"}, "miss", 0),
+        ({"cache": "hit"}, "hit", 1),
+        ({"cache": "exact"}, "hit", 1),
+    ],
+)
+def test_an_answer_that_is_given_again_is_a_hit_of_the_cache(
+    fields: dict[str, object], dimension: str, hits: int
+) -> None:
+    where, found = measured(turn(**fields))
+
+    assert (where.cache, found.cache_hits) == (dimension, hits)
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "hits"), [(None, 0), ("found", 1), ("weak", 0), ("empty", 0), ("unavailable", 0)]
+)
+def test_a_search_that_found_passages_is_a_hit_of_retrieval(retrieval: str | None, hits: int) -> None:
+    assert measured(turn(retrieval=retrieval))[1].retrieval_hits == hits
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [("No source.", 0), ("So [1].", 1), ("So [2], and [1, 2].", 2), ("So [3] and [9].", 1), ("[9]", 0)],
+)
+def test_the_passages_that_an_answer_names_are_counted_once_each(answer: str, named: int) -> None:
+    given_passages = [Citation(n, "d", "Manual", "", "…") for n in (1, 2, 3)]
+
+    assert measured(turn(answer=answer, citations=given_passages))[1].citations == named
+
+
+def test_a_stall_shows_among_the_gaps_of_a_turn() -> None:
+    gaps = {bin_of(20): 95, bin_of(3000): 5}
+
+    _, found = measured(turn(gaps=gaps, usage=Usage(3, 101), timings=Timings(1, 100, 17_000)))
+
+    assert found.token_gap == gaps
+    assert quantile(found.token_gap, 0.5) == pytest.approx(20, rel=0.01)
+    assert quantile(found.token_gap, 0.99) == pytest.approx(3000, rel=0.01)
+
+
+def test_turns_of_an_experiment_are_told_apart_by_their_arm() -> None:
+    assert measured(turn(experiment="short-answers"))[0].experiment == "short-answers"
+    assert measured(turn())[0].experiment == ""
+
+
+@pytest.mark.parametrize(("model", "nano"), [("m", 100 * 150 + 7 * 600), ("large", 100 * 5000 + 7 * 600), ("free", 0)])
+def test_a_model_has_a_price_of_its_own_or_that_of_the_others(model: str, nano: int) -> None:
+    prices = Prices({"": 0.15, "large": 5.0, "free": 0.0}, {"": 0.6, "free": 0.0})
+
+    assert measured(turn(model=model, usage=Usage(100, 7)), prices)[1].cost_nano == nano
+
+
 def test_money_is_exact() -> None:
-    cents = [measured(turn(usage=Usage(1, 0)), Prices(input=0.1))[1] for _ in range(1000)]
+    cents = [measured(turn(usage=Usage(1, 0)), Prices({"": 0.1}))[1] for _ in range(1000)]
 
     assert reduce(add, cents).cost_nano == 100_000
 
@@ -184,7 +228,7 @@ def test_the_schema_refuses_what_is_no_row() -> None:
 
 def test_a_row_says_its_window_its_key_and_its_quantiles() -> None:
     values = [*range(1, 101)]
-    spread = reduce(add, (Measures(duration={bin_of(each): 1}) for each in values))
+    spread = reduce(add, (Measures(turns=1, duration={bin_of(each): 1}) for each in values))
     where = Dimensions("acme", "m", "p", "completed")
 
     (_, turns), (_, tokens), _ = rows_of(10_000, 1_700_000_000_000, where, spread, revision=4, final=False)
@@ -197,6 +241,36 @@ def test_a_row_says_its_window_its_key_and_its_quantiles() -> None:
     p50, p95, p99 = (found["measures"]["duration_ms"][name] for name in ("p50", "p95", "p99"))
     assert (ceil(p50 / 5), ceil(p95), ceil(p99)) == pytest.approx((10, 95, 99), rel=0.02)
     assert tokens.measures.first_token_ms.p50 is None
+
+
+def thumb(turn_id: str, rating: int, **fields: object) -> Feedback:
+    given_fields = {
+        "turn_id": turn_id, "conversation_id": "c", "tenant": "acme", "user": "u", "rating": rating, "at": 1,
+        "model": "m", "prompt": "assistant.v1", "outcome": "completed",
+    }  # fmt: skip
+    return msgspec.convert(given_fields | fields, Feedback)
+
+
+@pytest.mark.parametrize("cache", [None, "exact", "hit", "miss"])
+def test_what_is_said_of_a_turn_counts_in_the_turns_own_row(cache: str | None) -> None:
+    about, _ = voted(thumb("t", 1, cache=cache, experiment="b"))
+
+    assert about == measured(turn(cache=cache, experiment="b"))[0]
+
+
+def test_of_what_is_said_of_a_turn_twice_the_later_counts() -> None:
+    votes = [voted(thumb(turn_id, rating))[1] for turn_id, rating in (("a", 1), ("b", 1), ("a", -1), ("a", -1))]
+
+    counted = reduce(add, votes).counted()
+
+    assert counted == Measures(feedback_up=1, feedback_down=1)
+
+
+def test_where_only_something_was_said_there_is_a_row_of_quality_alone() -> None:
+    (only,) = rows_of(10_000, 0, Dimensions("a", "b", "c", "d"), Measures(feedback_down=2), revision=1, final=True)
+
+    name, row = only
+    assert (name, row.measures.turns, row.measures.feedback_down) == ("quality", 0, 2)
 
 
 def test_bins_are_two_percent_apart() -> None:

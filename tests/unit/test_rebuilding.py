@@ -10,7 +10,7 @@ from streams import archiving
 from streams.archiving import Archiver, Limits
 from streams.rebuilding import Rebuilt, rebuild
 from streams.records import Control
-from tests.unit.test_archiving import CONTROLS, TURNS, Letters, Log, MemorySink, erase, turn
+from tests.unit.test_archiving import CONTROLS, FEEDBACK, TURNS, Letters, Log, MemorySink, erase, thumb, turn
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -24,14 +24,15 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def worker(sink: MemorySink, log: Log) -> Archiver:
     return Archiver(
-        sink, log, LIMITS, turns=TURNS, controls=CONTROLS, owned=lambda: {0, 1}, set_aside=Letters()
+        sink, log, LIMITS, turns=TURNS, controls=CONTROLS, feedback=FEEDBACK, owned=lambda: {0, 1}, set_aside=Letters()
     )  # fmt: skip
 
 
 async def run(sink: MemorySink, log: Log, start: int = 0, batches: list[int] | None = None) -> Rebuilt:
-    starts = {TURNS: {0: start, 1: 0}, CONTROLS: {0: 0, 1: 0}}
+    starts = {TURNS: {0: start, 1: 0}, CONTROLS: {0: 0, 1: 0}, FEEDBACK: {0: 0, 1: 0}}
     done = batches if batches is not None else []
-    return await rebuild(sink, log, LIMITS, starts, turns=TURNS, controls=CONTROLS, on_batch=done.append)
+    topics = {"turns": TURNS, "controls": CONTROLS, "feedback": FEEDBACK}
+    return await rebuild(sink, log, LIMITS, starts, **topics, on_batch=done.append)
 
 
 async def test_everything_since_then_is_written_and_the_workers_progress_stays() -> None:
@@ -56,6 +57,18 @@ async def test_erasures_come_before_the_turns() -> None:
     await run(sink, log)
 
     assert sink.given == ["erase c", "a"]
+
+
+async def test_what_was_said_of_turns_is_written_again_too() -> None:
+    log, sink = Log(2), MemorySink()
+    log.write(turn("a"))
+    log.write(thumb("a"), topic=FEEDBACK)
+    sink.at = {(f"{TURNS}@1", 0): 1, (f"{FEEDBACK}@1", 0): 1}
+
+    rebuilt = await run(sink, log)
+
+    assert sink.given == ["a", "rate a"]
+    assert rebuilt.turns == 1
 
 
 async def test_an_outage_of_the_sink_loses_nothing_and_begins_nothing_anew() -> None:

@@ -73,11 +73,32 @@ def test_a_model_may_have_a_threshold_of_its_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HEADRACE_REFUSAL_THRESHOLD", "0.3, careful=1, org/model-2=0")
     settings = Settings()
     assert [settings.threshold(name) for name in ("headrace", "careful", "org/model-2")] == [0.3, 1, 0]
+    assert [settings.threshold(*names) for names in (("careful", "org/model-2"), ("any", "org/model-2"))] == [1, 0]
 
 
 @pytest.mark.parametrize("value", ["", "a lot", "1.5", "-0.1", "nan", "careful=0.3", "0.3,careful=", "0.3;0.4"])
 def test_a_threshold_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     assert "HEADRACE_REFUSAL_THRESHOLD" in refusal(monkeypatch, HEADRACE_REFUSAL_THRESHOLD=value)
+
+
+def test_a_model_may_have_a_way_of_its_own_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().ways_to_resume == {"": "auto"}
+
+    monkeypatch.setenv("HEADRACE_MODEL_RESUME", "auto, gpt-4o=instruct,org/model-2=prefill")
+    assert Settings().ways_to_resume == {"": "auto", "gpt-4o": "instruct", "org/model-2": "prefill"}
+
+
+def test_a_model_may_have_a_price_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().prices == ({}, {})
+
+    monkeypatch.setenv("HEADRACE_INPUT_PRICE", "2.5, gpt-4o=5")
+    monkeypatch.setenv("HEADRACE_OUTPUT_PRICE", "org/model-2=0.125")
+    assert Settings().prices == ({"": 2.5, "gpt-4o": 5.0}, {"org/model-2": 0.125})
+
+
+@pytest.mark.parametrize("value", ["a lot", "-1", "nan", "0.0001", "1e3", "2.5,", "gpt-4o=", "2,5;3"])
+def test_a_price_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    assert "HEADRACE_INPUT_PRICE" in refusal(monkeypatch, HEADRACE_INPUT_PRICE=value)
 
 
 def test_a_variable_is_named_after_its_field_unless_other_programs_use_it_too() -> None:
@@ -111,6 +132,8 @@ def test_a_variable_is_named_after_its_field_unless_other_programs_use_it_too() 
         ("HEADRACE_IDLE_FETCH_PAUSE_MS", "-1", "greater than or equal to 0"),
         ("HEADRACE_LOG_FORMAT", "xml", "'auto', 'json' or 'text'"),
         ("HEADRACE_MODEL_RESUME", "yes", "'auto', 'prefill' or 'instruct'"),
+        ("HEADRACE_MODEL_RESUME", "auto,gpt-4o=no", "'gpt-4o=no' is not 'auto', 'prefill' or 'instruct'"),
+        ("HEADRACE_MODEL_RESUME", "gpt-4o=instruct", "for all models that are not named"),
         ("HEADRACE_MODEL_SERVERS", "http://a/v1,b/v1", "'b/v1' is not a URL"),
         ("HEADRACE_MODEL_SERVERS", "http://a/v1,2*http://a/v1", "named twice"),
         ("HEADRACE_MODEL_SERVERS", "0*http://a/v1", "weight"),

@@ -139,6 +139,41 @@ async def test_metadata_with_many_keys_is_refused() -> None:
         assert (await error_of(answer))["param"] == "metadata"
 
 
+@pytest.mark.parametrize(("depth", "status"), [(32, 201), (33, 400), (600, 400), (20_000, 400)])
+async def test_metadata_may_be_nested_so_deeply_and_no_deeper(depth: int, status: int) -> None:
+    nested = b'{"metadata": ' + b'{"a":' * (depth - 1) + b"[]" + b"}" * depth
+    async with serving() as web:
+        answer = await web.session.post(
+            web.server.make_url("/v1/conversations"),
+            data=nested,
+            headers={"Authorization": f"Bearer {ALICE}", "Content-Type": "application/json"},
+        )
+
+        assert answer.status == status
+        if depth in {33, 600}:
+            error = await error_of(answer)
+            assert (error["param"], error["code"]) == ("metadata", "metadata_too_deep")
+
+
+@pytest.mark.parametrize("route", ["conversations", "conversation", "turns", "chat/completions"])
+async def test_metadata_is_looked_at_wherever_it_is_taken(route: str) -> None:
+    metadata: dict[str, Any] = {}
+    for _ in range(40):
+        metadata = {"a": metadata}
+    async with serving() as web:
+        conversation = await web.begin()
+        method, path, body = {
+            "conversations": ("POST", "/v1/conversations", {}),
+            "conversation": ("PATCH", f"/v1/conversations/{conversation}", {}),
+            "turns": ("POST", f"/v1/conversations/{conversation}/turns", {"input": "?"}),
+            "chat/completions": ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}]}),
+        }[route]
+        answer = await web.call(method, path, {**body, "metadata": metadata})  # type: ignore[dict-item]  # each is one
+
+        assert answer.status == 400
+        assert (await error_of(answer))["param"] == "metadata"
+
+
 async def test_kafka_being_down_is_503_and_says_when_to_come_back() -> None:
     async with serving() as web:
         web.worker.kafka_down = True

@@ -330,10 +330,33 @@ async def test_a_turn_that_kafka_has_deleted_is_read_from_the_archive(web: Web, 
 
     assert (turn["input"], turn["answer"], turn["status"]) == ("Question 2?", "Answer 2.", "completed")
     assert turn["conversation_id"] == conversation_id
+    assert [(each["n"], each["title"], each["text"]) for each in turn["citations"]] == [
+        (1, "Manual", "Passage 1."),
+        (2, "Manual", "Passage 2."),
+    ]
+    assert (turn["retrieval"], turn["cache"]) == ("found", None)
     assert (await web.call("GET", f"/v1/turns/{turn_id}/events")).status == 410
     again = await web.call("POST", f"/v1/turns/{turn_id}/regenerate", {})
     assert again.status == 202
-    assert web.kafka.questions()[-1].beside == turn_id
+    assert (web.kafka.questions()[-1].beside, web.kafka.questions()[-1].parent) == (turn_id, _of(conversation_id, 1))
+
+
+@pytest.mark.parametrize(("number", "model"), [(3, ""), (4, "test-model")])
+@pytest.mark.parametrize(("how", "body"), [("regenerate", {}), ("edit", {"input": "Otherwise?"})])
+async def test_an_archived_turn_is_asked_again_as_it_was_with_documents_or_of_a_bare_model(
+    web: Web, history: FakeHistory, number: int, model: str, how: str, body: dict[str, Any]
+) -> None:
+    turn_id = _of(keep(history, 1, turns=4), number)
+
+    assert (await web.call("POST", f"/v1/turns/{turn_id}/{how}", body)).status == 202
+
+    assert web.kafka.questions()[-1].model == model
+
+
+async def test_the_cache_of_an_archived_turn_is_shown(web: Web, history: FakeHistory) -> None:
+    turn = await (await web.call("GET", f"/v1/turns/{_of(keep(history, 1, turns=3), 3)}")).json()
+
+    assert (turn["retrieval"], turn["cache"], turn["citations"]) == ("weak", "miss", [])
 
 
 async def test_a_young_turn_that_is_not_in_kafka_is_nowhere(web: Web, history: FakeHistory) -> None:

@@ -25,19 +25,22 @@ def test_the_app_consists_of_these_agents_tables_and_topics() -> None:
         "agents.answer.answer",
         "agents.close.close",
         "agents.control.control",
+        "agents.measure.count",
         "agents.measure.measure",
         "agents.merge.merge",
         "agents.remember.propose",
         "agents.remember.remember",
     }
-    assert set(app.tables) == {"conversations", "listing", "memories", "parts", "replays", "windows"}
+    assert set(app.tables) == {"conversations", "listing", "memories", "parts", "replays", "votes", "windows"}
     assert [topic.name for topic in app.topics_of.all()] == [
         "chat.questions.v1",
         "chat.controls.v1",
         "chat.tokens.v1",
         "chat.turns.v1",
+        "chat.feedback.v1",
         "chat.dead-letters.v1",
         "chat.documents.v1",
+        "chat.document-outcomes.v1",
         "chat.memory-changes.v1",
         "chat.memories.v1",
         "chat.metrics.parts.v1",

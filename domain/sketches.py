@@ -1,0 +1,41 @@
+"""Durations as DDSketch counts them: bins that are 2 % apart, so that a quantile is within 1 % of the true one.
+
+Bin i holds what is longer than g^(i-1) ms and not longer than g^i, g = 1.01 / 0.99: the library's logarithmic mapping
+(https://github.com/DataDog/sketches-py). Here is the half of it that is wanted for every token of every answer.
+"""
+
+from math import ceil, log
+from typing import Final
+
+ACCURACY: Final = 0.01
+# What is shorter or longer counts as this: it bounds a sketch to 1,267 bins. No turn of ours is 11 days long.
+LEAST_MS: Final = 0.01
+MOST_MS: Final = 1e9
+
+Bins = dict[int, int]
+
+_BINS_A_LOG: Final = 1 / log((1 + ACCURACY) / (1 - ACCURACY))
+
+
+def bin_of(milliseconds: float) -> int:
+    """Return the bin of a duration."""
+    if not LEAST_MS <= milliseconds <= MOST_MS:  # half the time of min and max
+        milliseconds = LEAST_MS if milliseconds < LEAST_MS else MOST_MS
+    return ceil(log(milliseconds) * _BINS_A_LOG)
+
+
+class Gaps:
+    """How long after one another tokens came. ``bins`` of two tokens has one gap."""
+
+    __slots__ = ("_latest", "bins")
+
+    def __init__(self) -> None:
+        self.bins: Bins = {}
+        self._latest: float | None = None
+
+    def token(self, at: float) -> None:
+        """Take note of a token; ``at`` in seconds, by a monotonic clock."""
+        if self._latest is not None:
+            gap = bin_of((at - self._latest) * 1000)
+            self.bins[gap] = self.bins.get(gap, 0) + 1
+        self._latest = at
