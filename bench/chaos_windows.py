@@ -1,12 +1,14 @@
 """The windows' fault campaign: workers and stores are killed while finished turns flow, and every row is checked.
 
     python -m bench.chaos_windows                # 20 kills, 10,000 turns and more, about 8 minutes
-    python -m bench.chaos_windows --short        # a few kills, under 2 minutes
+    python -m bench.chaos_windows --short        # a few kills, 3 minutes
 
-Finished turns are written to their topic by this program, with their own times: most are on time, some come late, some
-come twice, as after a crash. What the stores and the metrics topics have to say in the end is worked out here from what
-was written, by code that shares nothing with the product's. Starts everything itself on free ports; needs Java,
-Debian's Postgres and the services script (HEADRACE_TEST_SERVICES). Ends with 1 and what was wrong if a row is.
+Finished turns, and what users say of some, are written to their topics by this program, with their own times: most are
+on time, some come late, some come twice, as after a crash. What the stores and the metrics topics have to say in the
+end is worked out here from what was written, by code that shares nothing with the product's
+(`bench/windows_campaign/truth.py`), and all of it is compared: every field of every row. Starts everything itself on
+free ports; needs Java, Debian's Postgres and the services script (HEADRACE_TEST_SERVICES). Ends with 1 and what was
+wrong if a row is.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Final
 
 from bench.machine import described, running
 from bench.windows_campaign.check import check
-from bench.windows_campaign.load import Load
+from bench.windows_campaign.load import PRICES, Load
 from tests.support.services import launch
 from tests.support.worker import Worker, WorkerDied
 
@@ -47,7 +49,7 @@ class Plan:
 
 
 FULL: Final = Plan(20, 10_000, 300.0, (10, 60, 300))
-SHORT: Final = Plan(4, 2_000, 150.0, (10,))
+SHORT: Final = Plan(4, 2_000, 150.0, (10, 60))
 
 
 @dataclass
@@ -126,6 +128,8 @@ async def campaign(plan: Plan, seed: int, folder: Path) -> bool:
             "HEADRACE_PARTITIONS": str(PARTITIONS),
             "HEADRACE_WINDOW_SECONDS": str(WINDOW_SECONDS),
             "HEADRACE_METRICS_GRACE_SECONDS": str(GRACE_SECONDS),
+            "HEADRACE_INPUT_PRICE": prices(0),
+            "HEADRACE_OUTPUT_PRICE": prices(1),
         }
         workers = [Worker(folder / f"w{number}", environ, supervised=True) for number in range(1, WORKERS + 1)]
         for worker in workers:
@@ -139,8 +143,14 @@ async def campaign(plan: Plan, seed: int, folder: Path) -> bool:
         await asyncio.gather(strikes(workers, plan.kills, dice), outages(stores))
         over.set()
         await flowing
-        say(f"{len(load.truth):,} turns written in {load.records:,} records; waiting for the stores")
-        return await check(load.truth, environ, plan.widths, say)
+        written = load.written
+        say(f"{len(written.turns):,} turns and {len(written.votes):,} votes written in {load.records:,} records")
+        return await check(written, environ, plan.widths, say)
+
+
+def prices(which: int) -> str:
+    """Return what the models cost, as the setting has it."""
+    return ",".join(f"{model}={price[which]}" for model, price in PRICES.items() if price is not None)
 
 
 def say(line: str) -> None:
@@ -155,7 +165,7 @@ def main() -> None:
     """Run the campaign; end with 1 if a row is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--short", action="store_true", help="a few kills, under 2 minutes")
+    parser.add_argument("--short", action="store_true", help="a few kills, 3 minutes")
     parser.add_argument("--folder", type=Path, help="where logs and data go; a new one by default")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(mkdtemp(prefix="headrace-chaos-windows-"))

@@ -5,9 +5,9 @@
 
 Needs DATABASE_URL; makes schemas of its own there and drops them at the end. "Raw" is one transaction that copies the
 same rows, all of those that are new, into twins of the tables, with their indexes and partitions: without progress,
-and without a look at which conversations are there. The two take turns, so that a busy moment meets both, and the
-median of the ratios of neighbours counts. Then a flush into tables that hold so many turns already, against one into
-its twin that is empty.
+and without a look at which conversations are there. Half of the answers were given passages, which are rows of their
+own. The two take turns, so that a busy moment meets both, and the median of the ratios of neighbours counts. Then a
+flush into tables that hold so many turns already, against one into its twin that is empty.
 
 Of Elasticsearch, at ELASTICSEARCH_URL, "raw" is the same NDJSON, encoded before, in one request to a twin of the index.
 Rounds of the first seconds do not count: a fresh JVM has yet to compile what it does often, on the cores that both use.
@@ -20,11 +20,12 @@ import os
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from decimal import Decimal
+from typing import Final, NamedTuple
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
@@ -37,9 +38,11 @@ from adapters.postgres import Postgres
 from adapters.search_index import SearchIndex
 from adapters.turn_store import (
     BILLED,
+    CITATIONS,
     CONVERSATIONS,
     TURNS,
     USAGE,
+    CitationRow,
     TurnRow,
     TurnStore,
     conversations_of,
@@ -50,10 +53,20 @@ from domain.spans import Span
 
 LOG: Final = "bench@1"
 ANSWER: Final = "The water wheel turns because the headrace brings it water, and it brings no more than it is let. " * 8
+PASSAGE: Final = "What the headrace lets through falls on the wheel and fills its buckets, one after another. " * 6
+# Every other answer was given so many passages.
+PASSAGES: Final = 3
 # An hour ago, so that what was filled in is older and all of it lies in few months.
 START_MS: Final = int(time.time() * 1000) - 3_600_000
 # Turns in conversations that are there already: most people say more than one thing.
 CONTINUED: Final = 0.5
+
+
+class Window(NamedTuple):
+    """Turns, and by their places the passages that their answers were given."""
+
+    turns: Sequence[TurnRow]
+    citations: Mapping[int, Sequence[CitationRow]]
 
 
 @dataclass
@@ -63,9 +76,10 @@ class Maker:
     chance: random.Random
     made: int = 0
 
-    def turns(self, count: int, known: Sequence[UUID] = ()) -> list[TurnRow]:
+    def window(self, count: int, known: Sequence[UUID] = ()) -> Window:
         """Return turns that nobody has seen yet."""
-        return [self._turn(known) for _ in range(count)]
+        turns = [self._turn(known) for _ in range(count)]
+        return Window(turns, {place: _passages(turn) for place, turn in enumerate(turns) if place % 2})
 
     def _turn(self, known: Sequence[UUID]) -> TurnRow:
         self.made += 1
@@ -97,7 +111,19 @@ class Maker:
             total_ms=3800,
             claims=1,
             metadata={},
+            retrieval="found",
+            cache=None,
+            experiment="",
+            bare=False,
+            cost=Decimal("0.000161"),
         )
+
+
+def _passages(turn: TurnRow) -> list[CitationRow]:
+    return [
+        CitationRow(turn.turn_id, turn.ended_at, n, f"document-{n}", "The miller's manual", None, PASSAGE, n == 1)
+        for n in range(1, PASSAGES + 1)
+    ]
 
 
 class Flush:
@@ -107,11 +133,20 @@ class Flush:
         self._store = store
         self._next = 0
 
-    async def __call__(self, turns: Sequence[TurnRow]) -> None:
+    async def __call__(self, window: Window) -> None:
         """Write a window."""
-        span = Span(LOG, 0, self._next, self._next + len(turns))
-        await self._store.keep(span, dict(enumerate(turns, span.start)))
+        span = Span(LOG, 0, self._next, self._next + len(window.turns))
+        rows = dict(enumerate(window.turns, span.start))
+        citations = {span.start + place: given for place, given in window.citations.items()}
+        if isinstance(self._store, TurnStore):
+            await self._store.keep(span, rows, citations)
+        else:
+            await self._store.keep(span, rows, {offset: _documents(given) for offset, given in citations.items()})
         self._next = span.stop
+
+
+def _documents(given: Sequence[CitationRow]) -> list[str]:
+    return [each.document_id for each in given]
 
 
 @asynccontextmanager
@@ -134,13 +169,15 @@ async def schema(url: str) -> AsyncIterator[tuple[Flush, psycopg.AsyncConnection
             await admin.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(name))
 
 
-async def copy_raw(connection: psycopg.AsyncConnection[object], turns: Sequence[TurnRow], known: set[UUID]) -> None:
+async def copy_raw(connection: psycopg.AsyncConnection[object], window: Window, known: set[UUID]) -> None:
     """Copy what is new of a window in one transaction, and do nothing else."""
+    turns = window.turns
     async with connection.transaction():
         new = [row for key, row in conversations_of(turns).items() if key not in known]
         await copy_rows(connection, CONVERSATIONS, new)
         await copy_rows(connection, USAGE, [tuple(getattr(row, name) for name in BILLED) for row in turns])
         await copy_rows(connection, TURNS, turns)
+        await copy_rows(connection, CITATIONS, [row for given in window.citations.values() for row in given])
 
 
 async def timed(work: Awaitable[None]) -> float:
@@ -154,16 +191,16 @@ async def against_raw(url: str, rows: int, repeat: int, *, goes_on: bool) -> Non
     """Print a flush's rate and that of raw COPY. ``goes_on``: in conversations of which half is there already."""
     maker = Maker(random.Random(rows))  # noqa: S311
     async with schema(url) as (flush, _), schema(url) as (flush_twin, twin):
-        first = maker.turns(1000)  # the partitions, and conversations that can go on
+        first = maker.window(1000)  # the partitions, and conversations that can go on
         for each in (flush, flush_twin):
             await each(first)
-        known = [turn.conversation_id for turn in first] if goes_on else []
+        known = [turn.conversation_id for turn in first.turns] if goes_on else []
         seen = set(known)
         flushed, copied = [], []
         for _ in range(repeat):
-            turns = maker.turns(rows, known)
-            copied.append(await timed(copy_raw(twin, turns, seen)))
-            flushed.append(await timed(flush(turns)))
+            window = maker.window(rows, known)
+            copied.append(await timed(copy_raw(twin, window, seen)))
+            flushed.append(await timed(flush(window)))
     ratio = statistics.median(raw / ours for raw, ours in zip(copied, flushed, strict=True))
     what = "half of the conversations there" if goes_on else "all conversations new"
     print(
@@ -176,13 +213,13 @@ async def against_empty(url: str, filled: int, repeat: int, rows: int = 1000) ->
     """Print the rate of a flush into tables that hold so many turns, and into empty ones."""
     maker = Maker(random.Random(filled))  # noqa: S311
     async with schema(url) as (flush, connection), schema(url) as (flush_empty, _):
-        await flush(maker.turns(1))  # the partitions
+        await flush(maker.window(1))  # the partitions
         await fill(connection, filled)
-        await flush_empty(maker.turns(1))
+        await flush_empty(maker.window(1))
         full, empty = [], []
         for _ in range(repeat):
-            empty.append(await timed(flush_empty(maker.turns(rows))))
-            full.append(await timed(flush(maker.turns(rows))))
+            empty.append(await timed(flush_empty(maker.window(rows))))
+            full.append(await timed(flush(maker.window(rows))))
     ratio = statistics.median(alone / among for alone, among in zip(empty, full, strict=True))
     print(
         f"{rows:>7,} rows into {filled:>9,}: {rows / statistics.median(full):>8,.0f}/s,"
@@ -204,10 +241,12 @@ async def fill(connection: psycopg.AsyncConnection[object], turns: int) -> None:
     )
     for statement in (
         "INSERT INTO conversations SELECT conversation_id, 'acme', 'user', 'Of wheels', at, at FROM filling",
-        "INSERT INTO usage SELECT turn_id, at, 'acme', 'user', 'small', 'completed', 1, 1, 1 FROM filling",
+        "INSERT INTO usage SELECT turn_id, at, 'acme', 'user', 'small', 'completed', 1, 1, 1, 0.000001 FROM filling",
         """INSERT INTO turns SELECT turn_id, at, at, conversation_id, NULL, 'acme', 'user', true, 'Why?',
-        repeat('x', 300), 'small', 'assistant.v1', 'completed', 'stop', NULL, NULL, 1, 1, 1, 1, 1, 1, '{}'
-        FROM filling""",
+        repeat('x', 300), 'small', 'assistant.v1', 'completed', 'stop', NULL, NULL, 1, 1, 1, 1, 1, 1, '{}',
+        'found', NULL, '', false, 0.000001 FROM filling""",
+        """INSERT INTO citations SELECT turn_id, at, 1, 'document-1', 'Manual', NULL, repeat('x', 100), true
+        FROM filling WHERE random() < 0.5""",
         "DROP TABLE filling",
     ):
         await connection.execute(statement)
@@ -265,14 +304,17 @@ async def against_raw_bulk(url: str, rows: int, repeat: int, warm_up: float) -> 
             if time.perf_counter() < warm:
                 sent.clear()
                 flushed.clear()
-            turns = maker.turns(rows)
-            lines = b"".join(map(twin.action, turns))
+            window = maker.window(rows)
+            lines = b"".join(
+                twin.action(turn, _documents(window.citations.get(place, ())))
+                for place, turn in enumerate(window.turns)
+            )
             first = len(sent) % 2
             if first:
-                flushed.append(await timed(flush(turns)))
+                flushed.append(await timed(flush(window)))
             sent.append(await timed(bulk_raw(session, url, lines)))
             if not first:
-                flushed.append(await timed(flush(turns)))
+                flushed.append(await timed(flush(window)))
     ratio = statistics.median(raw / ours for raw, ours in zip(sent, flushed, strict=True))
     print(
         f"{rows:>7,} documents: flush {rows / statistics.median(flushed):>8,.0f}/s,"

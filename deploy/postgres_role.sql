@@ -1,6 +1,9 @@
 -- The rights of a worker that is not the owner of its tables: to read and write rows, and to have partitions made by the
--- function that makes them. It can change no table and make none. Run as the owner, after each `python -m
--- adapters.schema`; a second run changes nothing. A password, if it needs one: ALTER ROLE headrace PASSWORD '...'.
+-- function that makes them. It can change no table and make none. For psql, as the owner, after each `python -m
+-- adapters.schema`; a second run changes nothing. The role gets the password in ROLE_PASSWORD, where that is set.
+
+\set ON_ERROR_STOP on
+\getenv password ROLE_PASSWORD
 
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'headrace') THEN
@@ -8,6 +11,10 @@ DO $$ BEGIN
     END IF;
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO headrace', current_schema());
 END $$;
+
+\if :{?password}
+ALTER ROLE headrace PASSWORD :'password';
+\endif
 
 GRANT SELECT ON migrations TO headrace;
 GRANT SELECT, INSERT, UPDATE ON progress, conversations, metrics_1m TO headrace;

@@ -24,6 +24,9 @@ DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
 # ${NAME}, ${NAME:-default} and ${NAME:?message}
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 
+# What runs at each start and ends.
+STEPS = {name for name, service in SERVICES.items() if service["restart"] == "no"}
+
 each_service = pytest.mark.parametrize("service", SERVICES)
 
 
@@ -73,7 +76,7 @@ def test_an_image_is_pinned_to_a_version(service: str) -> None:
     assert re.search(r"\d+\.\d+|b\d{4,}", tag), f"{tag} may be another image tomorrow"
 
 
-@each_service
+@pytest.mark.parametrize("service", sorted(SERVICES.keys() - STEPS))
 def test_a_service_tells_whether_it_is_healthy(service: str) -> None:
     check = SERVICES[service]["healthcheck"]
 
@@ -83,14 +86,14 @@ def test_a_service_tells_whether_it_is_healthy(service: str) -> None:
 
 @each_service
 def test_data_is_kept_in_named_volumes(service: str) -> None:
-    for volume in SERVICES[service]["volumes"]:
+    for volume in SERVICES[service].get("volumes", ()):
         source, _, target = volume.partition(":")
         assert source in COMPOSE["volumes"]
         assert target.startswith("/")
 
 
 def test_every_volume_is_used() -> None:
-    used = {volume.partition(":")[0] for service in SERVICES.values() for volume in service["volumes"]}
+    used = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())}
 
     assert used == set(COMPOSE["volumes"])
 
@@ -104,15 +107,18 @@ def test_only_the_worker_is_reachable_and_only_from_this_machine() -> None:
 
 def test_the_stores_have_no_way_in_or_out() -> None:
     assert COMPOSE["networks"]["data"]["internal"] is True
-    for service in ("kafka", "elasticsearch", "postgres"):
+    for service in ("kafka", "elasticsearch", "postgres", *STEPS):
         assert SERVICES[service]["networks"] == ["data"]
 
 
 @each_service
 def test_what_a_service_waits_for_exists_and_can_become_so(service: str) -> None:
     for other, wait in SERVICES[service].get("depends_on", {}).items():
-        assert wait["condition"] in {"service_healthy", "service_started"}
-        assert "healthcheck" in SERVICES[other]
+        if other in STEPS:
+            assert wait["condition"] == "service_completed_successfully"
+        else:
+            assert wait["condition"] in {"service_healthy", "service_started"}
+            assert "healthcheck" in SERVICES[other]
 
 
 def test_every_variable_is_in_the_example_file() -> None:
@@ -132,8 +138,9 @@ def test_no_secret_is_written_into_the_file() -> None:
 # -- the worker's settings
 
 
-def test_the_workers_variables_are_settings() -> None:
-    assert set(WORKER["environment"]) <= {variable(field) for field in Settings.model_fields}
+@pytest.mark.parametrize("service", ["worker", "schema"])
+def test_the_workers_variables_are_settings(service: str) -> None:
+    assert set(SERVICES[service]["environment"]) <= {variable(field) for field in Settings.model_fields}
 
 
 def test_the_workers_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +164,40 @@ def test_the_worker_looks_for_the_others_where_they_are() -> None:
     assert found["KAFKA_BOOTSTRAP_SERVERS"] in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
 
 
-def test_worker_and_postgres_agree_on_user_password_and_database() -> None:
-    url, postgres = URL(environment("worker")["DATABASE_URL"]), environment("postgres")
+# tests/integration/test_roles.py runs what these run.
+def test_tables_are_made_and_rights_given_by_their_owner() -> None:
+    postgres, rights = environment("postgres"), environment("rights")
+    owner = tuple(postgres[name] for name in ("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"))
 
-    assert url.user == postgres["POSTGRES_USER"]
-    assert url.password == postgres["POSTGRES_PASSWORD"]
-    assert url.path == f"/{postgres['POSTGRES_DB']}"
+    url = URL(environment("schema")["DATABASE_URL"])
+    assert (url.host, url.user, url.password, url.path[1:]) == ("postgres", *owner)
+    assert tuple(rights[name] for name in ("PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE")) == ("postgres", *owner)
+
+
+def test_the_worker_connects_as_the_role_that_is_given_rights_and_does_not_know_the_owner() -> None:
+    url, owner = URL(environment("worker")["DATABASE_URL"]), environment("postgres")
+
+    (config,) = SERVICES["rights"]["configs"]
+    assert config["target"] in SERVICES["rights"]["entrypoint"]
+    assert COMPOSE["configs"][config["source"]]["file"] == "deploy/postgres_role.sql"
+    assert f"CREATE ROLE {url.user} LOGIN" in (ROOT / "deploy" / "postgres_role.sql").read_text()
+    assert url.password == environment("rights")["ROLE_PASSWORD"]
+    assert url.path == f"/{owner['POSTGRES_DB']}"
+    assert url.user != owner["POSTGRES_USER"]
+    assert owner["POSTGRES_PASSWORD"] not in " ".join(environment("worker").values())
+
+
+def test_the_worker_waits_for_its_rights_and_they_for_the_tables() -> None:
+    assert "rights" in WORKER["depends_on"]
+    assert "schema" in SERVICES["rights"]["depends_on"]
+    assert "postgres" in SERVICES["schema"]["depends_on"]
+    # The server that the image starts for the time in which it makes the database is not the one to wait for.
+    assert "--host 127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"][1]
+
+
+def test_the_tables_are_made_by_the_workers_image() -> None:
+    assert SERVICES["schema"]["image"] == WORKER["image"]
+    assert SERVICES["schema"]["pull_policy"] == "never"
 
 
 def test_the_elasticsearch_server_has_the_clients_major() -> None:
@@ -179,14 +214,17 @@ def test_one_broker_is_not_asked_for_more_than_one_copy() -> None:
     assert set(copies.values()) == {"1"}
 
 
-def test_the_worker_has_no_rights_that_it_does_not_need() -> None:
-    user, _, group = WORKER["user"].partition(":")
+@pytest.mark.parametrize("service", ["worker", *sorted(STEPS)])
+def test_what_is_ours_has_no_rights_that_it_does_not_need(service: str) -> None:
+    ours = SERVICES[service]
 
-    assert int(user) > 0
-    assert int(group) > 0
-    assert WORKER["read_only"] is True
-    assert WORKER["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in WORKER["security_opt"]
+    assert ours["user"] in {"10001:10001", "postgres"}
+    assert ours["read_only"] is True
+    assert ours["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in ours["security_opt"]
+
+
+def test_the_worker_has_a_place_for_what_is_temporary() -> None:
     assert any(mount.startswith("/tmp") for mount in WORKER["tmpfs"])
 
 
@@ -270,5 +308,6 @@ def test_entry_and_health_check_mean_the_same_port() -> None:
     assert f":{port}/readyz" in " ".join(WORKER["healthcheck"]["test"])
 
 
-def test_the_example_key_says_that_it_is_to_be_changed() -> None:
+def test_the_example_secrets_say_that_they_are_to_be_changed() -> None:
     assert "change-this" in example()["HEADRACE_API_KEYS"]
+    assert "change-this" in example()["POSTGRES_OWNER_PASSWORD"]
