@@ -28,6 +28,7 @@ from domain.answer_cache import Asked, Cached, Kept, Place, Source, may_be_kept,
 from domain.errors import Rejected, Retriable
 from domain.generation import Usage
 from domain.knowledge import Retrieved
+from domain.prices import NANO, Prices
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +91,7 @@ class AnswerCache:
         self._sharing = settings.answer_cache
         self._seconds = settings.answer_cache_seconds
         self._similarity = settings.answer_cache_similarity
-        self._prices = (settings.input_price, settings.output_price)
+        self._prices = Prices(*settings.prices)
         self._embedder = embedder
         self._clock = clock
         self._all = f"{settings.index_prefix}answers-*"
@@ -116,7 +117,7 @@ class AnswerCache:
             result = "unavailable"
         if cached is not None:
             result = cached.kind
-            self._count(cached.saved)
+            self._count(place.model, cached.saved)
         metrics.answer_cache_lookups.labels(result).inc()
         return cached
 
@@ -217,12 +218,11 @@ class AnswerCache:
         """Return the time in Unix ms that an answer has to be younger than."""
         return round((self._clock() - self._seconds) * 1000)
 
-    def _count(self, saved: Usage) -> None:
-        for kind, tokens, price in zip(
-            ("input", "output"), (saved.input_tokens, saved.output_tokens), self._prices, strict=True
-        ):
-            metrics.answer_cache_saved_tokens.labels(kind).inc(tokens)
-            metrics.answer_cache_saved_cost.inc(tokens * price / 1e6)
+    def _count(self, model: str, saved: Usage) -> None:
+        metrics.answer_cache_saved_tokens.labels("input").inc(saved.input_tokens)
+        metrics.answer_cache_saved_tokens.labels("output").inc(saved.output_tokens)
+        cost = self._prices.of(model, saved.input_tokens, saved.output_tokens) or 0
+        metrics.answer_cache_saved_cost.inc(cost / NANO)
 
     # -- keeping
 

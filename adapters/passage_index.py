@@ -536,7 +536,6 @@ def _cosines(ranking: Ranking) -> Ranking:
 
 
 def _passage(source: Mapping[str, Any]) -> tuple[Passage, bool]:
-    passage = Passage(
-        source["document_id"], source["title"], source["path"], source["text"], source["url"], source["position"]
-    )
+    fields = ("document_id", "title", "path", "text", "url", "position", "version")
+    passage = Passage(*(source[name] for name in fields))
     return passage, EVERYONE in source["readers"]

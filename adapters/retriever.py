@@ -33,6 +33,7 @@ from domain.retrieval import (
     confidence,
     distinct,
     fuse,
+    in_one,
     keywords,
     queries,
     within,
@@ -47,6 +48,8 @@ VECTOR_SECONDS: Final = 1.0
 """How long a search waits for its vectors: a question behind a long document, on a busy machine."""
 
 RERANKED: Final = 16
+"""Passages that a cross-encoder looks at, however few are wanted."""
+
 RERANK_SECONDS: Final = 1.5
 """For so many passages: a small cross-encoder takes 0.5 s of a core."""
 
@@ -99,8 +102,23 @@ class Retriever:
 
     async def search(self, reader: Reader, messages: Messages, *, k: int) -> list[Found]:
         """Return the ``k`` best passages for the last message, of each document one first. Raises `SinkUnavailable`."""
-        found, _ = await self._ranked(reader, messages, k)
+        found, _ = await self.ranked(reader, messages, k)
         return _falling(by_document(found)[:k])
+
+    async def ranked(self, reader: Reader, messages: Messages, k: int) -> tuple[list[Found], Evidence]:
+        """Return what was found, best first, and what speaks for it. Raises `SinkUnavailable`."""
+        asked = queries(messages)
+        if not asked:
+            return [], Evidence("", {}, ())
+        serving = await self._serving()
+        vector = await self._vector(serving, asked) if serving else None
+        of = serving.name if serving else ""
+        words, near, stamps = await self._index.search(reader, keywords(messages), vector, DEPTH, of=of)
+        ranked = fuse(words, near)
+        most = max(k * SPARE, RERANKED if self._ranker else 0)
+        passages = await self._index.read(reader, [key for key, _ in ranked[:most]], stamps)
+        found = await self._reranked(in_one(messages), found_in(passages, ranked))
+        return found, Evidence(asked[0].text, near, found)
 
     async def embedder(self) -> Embedder | None:
         """Return the model of the index that is searched, None while it cannot be asked.
@@ -120,27 +138,13 @@ class Retriever:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _find(self, reader: Reader, messages: Messages, *, k: int, tokens: int, threshold: float) -> Retrieved:
-        found, evidence = await self._ranked(reader, messages, k)
+        found, evidence = await self.ranked(reader, messages, k)
         if not found:
             return Retrieved("empty" if await self._may_read_nothing(reader) else "weak")
         sure = confidence(evidence)
         if sure < threshold:
             return Retrieved("weak", (), sure)
         return Retrieved("found", tuple(within(distinct(found), count=k, tokens=tokens)), sure)
-
-    async def _ranked(self, reader: Reader, messages: Messages, k: int) -> tuple[list[Found], Evidence]:
-        """Return what was found, best first, and what speaks for it."""
-        asked = queries(messages)
-        if not asked:
-            return [], Evidence("", {}, ())
-        serving = await self._serving()
-        vector = await self._vector(serving, asked) if serving else None
-        of = serving.name if serving else ""
-        words, near, stamps = await self._index.search(reader, keywords(messages), vector, DEPTH, of=of)
-        ranked = fuse(words, near)
-        passages = await self._index.read(reader, [key for key, _ in ranked[: k * SPARE]], stamps)
-        found = await self._reranked(asked[0].text, found_in(passages, ranked))
-        return found, Evidence(asked[0].text, near, found)
 
     async def _serving(self) -> Index | None:
         """Return the index that is searched."""

@@ -16,12 +16,13 @@ from agents.recall import recall
 from domain import prompt
 from domain.answer_cache import Asked, Place, pieces
 from domain.conversation import parent_of_next, path_to
-from domain.grounding import NOT_ANSWERED, WITHOUT_DOCUMENTS, citations_of, fenced
+from domain.grounding import NOT_ANSWERED, WITHOUT_DOCUMENTS, citations_of, fenced, without_marks
 from domain.knowledge import Citation, Reader, Retrieval, Retrieved
 from domain.memory import is_about_user
 from domain.prompt import Context, Message
-from domain.retrieval import asks
+from domain.retrieval import asks, stands_alone
 from domain.tokens import TurnInLog
+from domain.told import told_in
 from domain.turns import Cache
 from streams.app import app
 from streams.records import Question
@@ -39,8 +40,9 @@ class Seed:
     """What an answer grows from.
 
     ``pieces``: what is written before the model says a word; if ``is_whole``, that is the answer, and no model is
-    asked. Both are of answers that have not begun. ``place``: where the answer may be kept for others, with what it
-    rests on (``retrieved``).
+    asked. Both are of answers that have not begun. ``has_marks``: what reads as a mark in it is one, of a passage that
+    was given or of none; else nobody could have written any, and ``[3, 1, 2]`` is a list. ``place``: where the answer
+    may be kept for others, with what it rests on (``retrieved``).
     """
 
     messages: Sequence[Message]
@@ -48,6 +50,7 @@ class Seed:
     retrieval: Retrieval | None = None
     pieces: tuple[str, ...] = ()
     is_whole: bool = False
+    has_marks: bool = False
     cache: Cache | None = None
     place: Place | None = None
     retrieved: Retrieved = NOTHING
@@ -61,8 +64,9 @@ async def seed(question: Question, logged: TurnInLog, model: str) -> Seed:
         given = citations_in(logged)
         await asked.recall()
         is_whole = logged.text == NOT_ANSWERED
-        return Seed(asked.messages(given), given, "found" if given else None, is_whole=is_whole)
-    retrieved, _ = await asyncio.gather(asked.retrieved(), asked.recall())
+        found: Retrieval | None = "found" if given else None
+        return Seed(asked.messages(given), given, found, is_whole=is_whole, has_marks=asked.has_marks(given))
+    retrieved, _ = await asyncio.gather(asked.retrieved(model), asked.recall())
     if retrieved.outcome == "weak" and asked.is_for_documents():
         return Seed((), (), retrieved.outcome, (NOT_ANSWERED,), is_whole=True)
     grounded = await _from_cache(asked, retrieved, model)
@@ -70,7 +74,8 @@ async def seed(question: Question, logged: TurnInLog, model: str) -> Seed:
         return grounded
     given = citations_of(retrieved.passages) if retrieved.outcome == "found" else ()
     note = (WITHOUT_DOCUMENTS,) if retrieved.outcome == "unavailable" and asks(question.input) else ()
-    fresh = Seed(asked.messages(given), given, retrieved.outcome if asked.is_searched else None, note)
+    outcome = retrieved.outcome if asked.is_searched else None
+    fresh = Seed(asked.messages(given), given, outcome, note, has_marks=asked.has_marks(given))
     return fresh if grounded is None else replace(fresh, cache="miss", place=grounded.place, retrieved=retrieved)
 
 
@@ -82,11 +87,11 @@ async def _from_cache(asked: "_Asked", retrieved: Retrieved, model: str) -> Seed
             reader=asked.reader,
             question=question.input,
             retrieved=retrieved,
-            prompt=(GROUNDED if retrieved.passages else INSTRUCTIONS).name,
+            prompt=asked.instructions() or (GROUNDED if retrieved.passages else INSTRUCTIONS).name,
             model=model,
-            follows=bool(asked.path) or len(question.messages) > 1,
+            follows=not asked.stands_alone(),
             is_again=bool(question.beside),
-            is_personal=bool(asked.facts) or not asked.is_searched,
+            is_personal=bool(asked.facts or told_in(question.input)) or not asked.is_searched,
             options=question.options or None,
         )
     )
@@ -94,7 +99,8 @@ async def _from_cache(asked: "_Asked", retrieved: Retrieved, model: str) -> Seed
         return None
     cached = await app.services.answer_cache.find(place, retrieved)
     if cached is None:
-        return Seed((), place=place)
+        # What the model reads of a conversation may be in its answer: that one is for nobody else.
+        return Seed((), place=place if asked.is_first() else None)
     given = citations_of(cached.passages)
     return Seed((), given, retrieved.outcome, tuple(pieces(cached.answer)), is_whole=True, cache=cached.kind)
 
@@ -102,6 +108,13 @@ async def _from_cache(asked: "_Asked", retrieved: Retrieved, model: str) -> Seed
 def is_bare(question: Question) -> bool:
     """Return whether a model is asked by its own name: then it answers without documents and without memory."""
     return question.model not in {"", HEADRACE}
+
+
+def prompt_of(question: Question, given: Sequence[Citation]) -> str:
+    """Return the name of the instructions of ours that a model reads, "" where it reads none of them."""
+    if question.messages and not prompt.is_instructed(question.messages, bare=is_bare(question)):
+        return ""
+    return (GROUNDED if given else INSTRUCTIONS).name
 
 
 def has_begun(logged: TurnInLog) -> bool:
@@ -124,7 +137,7 @@ class _Asked:
         self.question = question
         self.reader = Reader(question.tenant, question.user)
         self.is_searched = app.settings.retrieval == "on" and not is_bare(question) and bool(question.input.strip())
-        self.path = () if question.messages else _path(question)
+        self.parent, self.path = ("", ()) if question.messages else _path(question)
         self.facts: Sequence[str] = ()
 
     async def recall(self) -> None:
@@ -132,7 +145,7 @@ class _Asked:
         if not is_bare(self.question):
             self.facts = await recall(self.question)
 
-    async def retrieved(self) -> Retrieved:
+    async def retrieved(self, model: str) -> Retrieved:
         """Search for passages, if any are to be searched for."""
         settings = app.settings
         if not self.is_searched:
@@ -141,7 +154,7 @@ class _Asked:
             self.reader,
             self.said(),
             k=settings.passages,
-            threshold=settings.threshold(HEADRACE),
+            threshold=settings.threshold(model, HEADRACE),
             tokens=min(settings.passage_tokens, settings.context_tokens // 2),
         )
 
@@ -154,6 +167,32 @@ class _Asked:
             said += ({"role": "user", "content": turn.input}, {"role": "assistant", "content": turn.answer})
         return [*said, {"role": "user", "content": self.question.input}]
 
+    def has_marks(self, given: Sequence[Citation]) -> bool:
+        """Return whether an answer may have marks: of passages that it is given, or copied from an earlier answer."""
+        earlier = (str(message["content"]) for message in self.said() if message["role"] == "assistant")
+        return self.is_searched and (bool(given) or any(without_marks(text) != text for text in earlier))
+
+    def is_first(self) -> bool:
+        """Return whether nothing was said before the question."""
+        return not self.parent and len(self.said()) == 1
+
+    def stands_alone(self) -> bool:
+        """Return whether the question asks the same, and is to be answered the same, without what was said before.
+
+        In doubt not; so where some of that is not at hand, told something of the user or how to answer.
+        """
+        said, before = self.said(), self.path[0].parent if self.path else self.parent
+        if before or said[-1]["role"] != "user":
+            return False
+        earlier = [str(message["content"]) for message in said[:-1] if message["role"] == "user"]
+        return stands_alone(said) and all(asks(text) and not told_in(text) for text in earlier)
+
+    def instructions(self) -> str:
+        """Return what a client's own instructions are, and whoever it names: nothing else is the same."""
+        messages = self.question.messages
+        own = [each for each in messages if each.get("role") in prompt.OF_SYSTEM or each.get("name")]
+        return msgspec.json.encode(own).decode() if own else ""
+
     def is_for_documents(self) -> bool:
         """Return whether documents would have to answer: no task, no small talk, not the user, no tool at hand."""
         text = self.question.input
@@ -163,7 +202,7 @@ class _Asked:
         """Return what the model is to read."""
         question = self.question
         instructions = GROUNDED if given else INSTRUCTIONS
-        summary = conversations.summary_for(question, self.path) if self.path else ""
+        summary = conversations.summary_for(question, self.path, self.parent) if self.parent else ""
         context = Context(passages=fenced(given) if given else "", summary=summary, facts=self.facts)
         if question.messages:
             return prompt.for_client(instructions, question.messages, bare=is_bare(question), context=context)
@@ -177,6 +216,8 @@ class _Asked:
         )
 
 
-def _path(question: Question) -> Sequence[conversations.KeptTurn]:
+def _path(question: Question) -> tuple[str, Sequence[conversations.KeptTurn]]:
+    """Return the turn that a question follows, and the turns up to it that are at hand."""
     turns = conversations.context(question)
-    return path_to(turns, parent_of_next(turns, question.beside))
+    parent = parent_of_next(turns, question.beside, question.parent)
+    return parent, path_to(turns, parent)

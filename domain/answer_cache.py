@@ -3,7 +3,8 @@
 An answer rests on its question, the passages that its model was given, the instructions and the model. So it is kept
 under all four and found only by who has all four in hand again (`place_of`). That alone keeps what nobody may get: the
 lookup comes after a search with the asker's own rights, and whoever was given a passage may read it. A document that
-was changed, deleted, made private or newly learned gives other passages, and so another place. Nothing has to be told.
+was changed, deleted, made private or newly learned gives other passages, or has another version, and so another place.
+Nothing has to be told.
 
 Two questions are the same if their words are. Else their vectors have to be near each other, and `meant` alike: vectors
 alone put "how do I enable it" next to "how do I disable it", and an answer to another question is worse than none.
@@ -30,9 +31,10 @@ WORDS_A_PIECE: Final = 3
 class Asked:
     """What decides about a question whether an answer may be shared.
 
-    ``prompt`` and ``model`` are the names of the instructions and of what answers. ``follows``: other turns or messages
-    come before it, or instructions of the client's own. ``is_again``: a user wants another answer (regenerate, edit).
-    ``is_personal``: something that is known of the user goes into the prompt. ``options``: the client's.
+    ``prompt``: the name of our instructions, or the client's own in full. ``model``: the name of what answers.
+    ``follows``: what was said before may make it another question. ``is_again``: a user wants another answer
+    (regenerate, edit). ``is_personal``: it tells something of the user, or what is known of the user goes into the
+    prompt. ``options``: the client's.
     """
 
     reader: Reader
@@ -51,13 +53,14 @@ class Place:
     """Where the answer to a question is kept. Answers of one ``shelf`` differ in their questions alone.
 
     ``question``: in the form that questions are compared in. ``asked``: as it was asked, which is what the search for
-    its passages has had a vector of. ``is_exact``: only for the very same question.
+    its passages has had a vector of. ``is_exact``: only for the very same question. ``model``: what else would answer.
     """
 
     shelf: str
     question: str
     asked: str = field(compare=False)
     is_exact: bool = False
+    model: str = field(default="", compare=False)
 
     @property
     def key(self) -> str:
@@ -102,8 +105,8 @@ def place_of(asked: Asked, sharing: Sharing) -> Place | None:
     owner = _owner(asked.reader, asked.retrieved, sharing)
     if owner is None or not question or asked.follows or asked.is_again or asked.is_personal or asked.options:
         return None
-    shelf = _digest(owner, sorted(_ids(asked.retrieved.passages)), asked.prompt, asked.model)
-    return Place(shelf, question, asked.question, is_exact=not asked.retrieved.passages)
+    shelf = _digest(owner, _versions(asked.retrieved.passages), asked.prompt, asked.model)
+    return Place(shelf, question, asked.question, is_exact=not asked.retrieved.passages, model=asked.model)
 
 
 def _owner(reader: Reader, retrieved: Retrieved, sharing: Sharing) -> list[str] | None:
@@ -231,8 +234,9 @@ def pieces(answer: str) -> Iterator[str]:
         yield "".join(words[start : start + WORDS_A_PIECE])
 
 
-def _ids(passages: Sequence[Found]) -> tuple[str, ...]:
-    return tuple(found.passage_id for found in passages)
+def _versions(passages: Sequence[Found]) -> list[tuple[str, str, int]]:
+    """Return which passages of which versions of documents these are, in whatever order they were found."""
+    return sorted((found.passage_id, found.passage.document_id, found.passage.version) for found in passages)
 
 
 def _digest(*parts: object) -> str:

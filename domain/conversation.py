@@ -55,11 +55,14 @@ def last_that_fit(turns: Sequence[S], budget: int, characters_per_token: float =
     return kept[::-1]
 
 
-def parent_of_next(turns: Sequence[Spoken], beside: str = "") -> str:
-    """Return the turn that a new one follows: the latest, or what the turn ``beside`` it follows."""
-    for turn in turns:
-        if beside and turn.turn_id == beside:
-            return turn.parent
+def parent_of_next(turns: Sequence[Spoken], beside: str = "", parent: str = "") -> str:
+    """Return the turn that a new one follows: the latest, or what the turn ``beside`` it follows.
+
+    That is ``parent`` where the turn beside it is not among these: it may have left them, and then the latest of them
+    comes long after it.
+    """
+    if beside:
+        return next((turn.parent for turn in turns if turn.turn_id == beside), parent)
     return turns[-1].turn_id if turns else ""
 
 

@@ -14,14 +14,41 @@ from domain.knowledge import Citation, Found
 NOT_ANSWERED: Final = "My documents do not answer this question."
 WITHOUT_DOCUMENTS: Final = "(My documents are out of reach just now, so this answer does without them.)\n\n"
 
-MARK: Final = re.compile(r" ?\[(\d{1,4}(?: ?, ?\d{1,4})*)\]")
-# A text that ends so may go on as a mark. What follows a mark tells it from a link, [1](https://…).
-PERHAPS_MARK: Final = re.compile(r" ?(?:\[[\d ,]{0,24}\]?)?\Z")
+# [1], and what models make of it: [1, 2], [1; 2], [1-3], [ 1 ], [^1] and 【1】. Nobody cites a hundred passages, or one
+# before the first: a range of longer numbers is one of years, and [0-9] are digits.
+NUMBERS: Final = r"\^?(?:[1-9]\d? ?[-\N{EN DASH}] ?\^?\d{1,2}(?!\d)|\d{1,4})"
+MARK: Final = re.compile(rf" ?[\[【] ?({NUMBERS}(?: ?[,;] ?{NUMBERS}){{0,15}}) ?[\]】]")
+# A text that ends so may go on as a mark.
+PERHAPS_MARK: Final = re.compile(" ?(?:[\\[【][\\d ,;^\N{EN DASH}-]{0,200}[\\]】]?)?\\Z")
+PLAIN_MARK: Final = re.compile(r" ?\[\d+(?: ?, ?\d+)*\]")
+NO_MARK: Final = frozenset("(+*{")
+"""What follows tells a mark from a link, [1](https://…), and from a pattern, [1-9]+."""
+
 FENCE: Final = re.compile(r"`+|~~~+")
-# What chat templates end a message with, or begin another: <|im_end|>, [INST], <<SYS>>, </s>.
-CONTROL: Final = re.compile(r"<\|[^|>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>", re.IGNORECASE)
-# What no person sees and a model reads: tag characters, reversed writing, spaces of no width, control characters.
-UNSEEN: Final = re.compile("[\U000e0000-\U000e007f\u202a-\u202e\u2066-\u2069\u200b\ufeff\x00-\x08\x0b-\x1f\x7f]")
+# What chat templates end a message with, or begin another: <|im_end|>, [INST], [SYSTEM_PROMPT], <<SYS>>, </s>; and with
+# marks that look like these to a reader, or are a template's own: <｜User｜>.
+_LESS, _MORE, _BAR = "[<＜﹤‹〈⟨❮〈]", "[>＞﹥›〉⟩❯〉]", "[|｜￨∣│❘ǀ]"
+CONTROL: Final = re.compile(
+    rf"""{_LESS} {_BAR} [^|｜<>\n]{{0,40}} {_BAR} {_MORE}
+      | [\[［] /? (?: INST | SYSTEM_PROMPT | AVAILABLE_TOOLS | TOOL_(?:CALLS|RESULTS|CONTENT) | THINK | ARGS | CALL_ID )
+        [\]］]
+      | {_LESS}{{2}} /? SYS {_MORE}{{2}} | [«《] /? SYS [»》]
+      | {_LESS} /? s {_MORE} | {_LESS} (?: start | end ) _of_turn {_MORE}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# What no person sees and a model reads: tag characters and variants of characters, which can spell out a text, reversed
+# writing, spaces of no width, soft hyphens, fillers, control characters. Emoji keep the variant that makes them some.
+_UNSEEN: Final = (
+    "\U000e0000-\U000e0fff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\ufff0-\ufffb\uffa0\ufeff\ufe00-\ufe0d\u3164"
+    "\u2060-\u206f\u202a-\u202e\u200b\u200e\u200f\u180b-\u180f\u17b4\u17b5\u115f\u1160\u061c\u034f\xad"
+    "\x7f-\x9f\x00-\x08\x0b-\x1f"
+)
+# Persian and the scripts of India are written with joiners, and so are emoji: one between two characters that are not
+# Latin stays. A second one joins nothing.
+_JOINED: Final = f"[^\\x00-\u02ff\u200c\u200d{_UNSEEN}]"
+UNSEEN: Final = re.compile(
+    f"[{_UNSEEN}]|(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})|(?<=[\ufe0e\ufe0f])[\ufe0e\ufe0f]"
+)
 TAG: Final = re.compile(r"</?\s*passages?\b", re.IGNORECASE)
 
 
@@ -59,8 +86,9 @@ def _data(text: str) -> str:
 class CitationFilter:
     """Lets an answer through as it comes, without marks of passages that were not given.
 
-    Within code nothing is a mark. Of ``[1, 9]`` the ``1`` stays. What may become a mark is held back until that is
-    certain; after `close` nothing is. ``so_far``: what of the answer went through before.
+    Within code nothing is a mark. Of ``[1, 9]`` the ``1`` stays, and other ways to write a mark become this one, which
+    readers know. What may become a mark is held back until that is certain; after `close` nothing is. ``so_far``: what
+    of the answer went through before.
     """
 
     __slots__ = ("_given", "_held", "_opened")
@@ -112,13 +140,15 @@ class CitationFilter:
         return MARK.sub(lambda mark: self._kept(mark, text, following), text)
 
     def _kept(self, mark: re.Match[str], text: str, following: str) -> str:
-        if (text[mark.end() :] + following)[:1] == "(":
+        if (text[mark.end() :] + following)[:1] in NO_MARK:
             return mark[0]
-        numbers = [int(number) for number in mark[1].split(",")]
+        numbers = _numbers(mark[1])
+        if not numbers:  # [9-1]
+            return mark[0]
         given = [number for number in numbers if number in self._given]
-        if given == numbers:
-            return mark[0]
         lead = " " if mark[0].startswith(" ") else ""
+        if given == numbers and PLAIN_MARK.fullmatch(mark[0]):
+            return mark[0]
         return f"{lead}[{', '.join(map(str, given))}]" if given else ""
 
     def _toggle(self, run: str) -> None:
@@ -133,7 +163,22 @@ def without_note(text: str) -> str:
     return text.removeprefix(WITHOUT_DOCUMENTS)
 
 
+def without_marks(text: str) -> str:
+    """Return an earlier answer without its marks, which named what was given then."""
+    marks = CitationFilter(())
+    return marks.push(text) + marks.close()
+
+
+def _numbers(named: str) -> list[int]:
+    """Return the numbers that stand in a mark; a range has all of its own."""
+    numbers: list[int] = []
+    for part in re.split("[,;]", named.replace("^", "")):
+        first, _, last = part.replace("\N{EN DASH}", "-").partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
 def cited(answer: str, citations: Iterable[Citation]) -> list[Citation]:
     """Return the passages that an answer names, in their order."""
-    named = {int(number) for mark in MARK.finditer(answer) for number in mark[1].split(",")}
+    named = {number for mark in MARK.finditer(answer) for number in _numbers(mark[1])}
     return [each for each in citations if each.n in named]

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from domain.conversation import CHARACTERS_PER_TOKEN, TOKENS_PER_MESSAGE, Spoken, last_that_fit, tokens_in
+from domain.grounding import without_marks
 
 Message = Mapping[str, Any]
 
@@ -48,12 +49,16 @@ class Context:
         if self.facts:
             parts.append("\n".join([ABOUT_USER, *(f"- {fact}" for fact in self.facts)]))
         if self.summary:
-            parts.append(f"{BEFORE}\n<summary>\n{self.summary}\n</summary>")
+            parts.append(f"{BEFORE}\n<summary>\n{self.answered(self.summary)}\n</summary>")
         return "\n\n".join(filter(None, parts))
 
     def asked(self, question: str) -> str:
         """Return the question, behind the passages that are to answer it."""
         return f"{self.passages}\n\n{question}" if self.passages else question
+
+    def answered(self, answer: str) -> str:
+        """Return an earlier answer, or what was made of some. Marks in it name other passages than those of now."""
+        return without_marks(answer) if self.passages else answer
 
 
 NOTHING: Final = Context()
@@ -80,13 +85,13 @@ def for_conversation(
     answered, asked = [turn for turn in path if turn.answer], context.asked(question)
     system = replace(context, summary="").instructed(prompt.text)
     turns = fitting(system)
-    if context.summary and (len(turns) < len(answered) or (path and path[0].parent)):
+    if context.summary and (len(turns) < len(answered) or not path or path[0].parent):
         system = context.instructed(prompt.text)
         turns = fitting(system)
     messages: list[Message] = [{"role": "system", "content": system}]
     for turn in turns:
         messages.append({"role": "user", "content": turn.input})
-        messages.append({"role": "assistant", "content": turn.answer})
+        messages.append({"role": "assistant", "content": context.answered(turn.answer)})
     messages.append({"role": "user", "content": asked})
     return messages
 
@@ -96,10 +101,22 @@ def for_client(prompt: Prompt, messages: Sequence[Message], *, bare: bool, conte
     if bare:
         return list(messages)
     if context.passages:
+        messages = [_answered(message, context) for message in messages]
         messages = _with(messages, "user", context.asked, last=True)
-    if any(message.get("role") in OF_SYSTEM for message in messages):
+    if not is_instructed(messages, bare=bare):
         return _with(messages, "system", context.instructed, last=False)
     return [{"role": "system", "content": context.instructed(prompt.text)}, *messages]
+
+
+def _answered(message: Message, context: Context) -> Message:
+    text = message.get("content")
+    is_answer = message.get("role") == "assistant" and isinstance(text, str)
+    return {**message, "content": context.answered(str(text))} if is_answer else message
+
+
+def is_instructed(messages: Sequence[Message], *, bare: bool) -> bool:
+    """Return whether a client's messages stand under our instructions."""
+    return not bare and not any(message.get("role") in OF_SYSTEM for message in messages)
 
 
 def _with(messages: Sequence[Message], role: str, change: Callable[[str], str], *, last: bool) -> list[Message]:

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from domain.conversation import tokens_in
+from domain.grounding import NOT_ANSWERED, WITHOUT_DOCUMENTS
 from domain.knowledge import Found
 
 Ranking = dict[str, float]  # passage -> score, higher is better; best first
@@ -51,10 +52,13 @@ def queries(messages: Messages) -> list[Query]:
     if len(asked) == 1:
         return [Query(question, QUESTION_WEIGHT)]
     said = [text for message in messages if message.get("role") == "assistant" and (text := _text(message))]
-    last = f"{_cut(said[-1], WORDS_OF_ANSWER)} {question}" if said else question
+    # Of what it was about, our own notes say nothing. The question does that they were the answer to.
+    last = said[-1].removeprefix(WITHOUT_DOCUMENTS.strip()).strip() if said else ""
+    if said and last in {"", NOT_ANSWERED}:
+        last = asked[-2]
     return [
         Query(question, QUESTION_WEIGHT),
-        Query(last, 1.0),
+        Query(f"{_cut(last, WORDS_OF_ANSWER)} {question}".strip(), 1.0),
         Query(f"{_cut(asked[0], WORDS_OF_QUESTION)} {question}", 1.0),
     ]
 
@@ -66,6 +70,30 @@ def keywords(messages: Messages) -> list[Query]:
         Query(_telling(_cut(text, WORDS_OF_QUESTION)), weight)
         for text, weight in zip(asked, (1.0, EARLIER_WEIGHT), strict=False)
     ]
+
+
+def in_one(messages: Messages) -> str:
+    """Return what the last question of a conversation asks as one text, for who reads it beside a passage.
+
+    A question that leans on the conversation stands behind the one before it.
+    """
+    asked = _asked(messages)
+    needed = asked[-1:] if stands_alone(messages) else asked[-2:]
+    return " ".join(_cut(text, WORDS_OF_QUESTION) for text in needed)
+
+
+def stands_alone(messages: Messages) -> bool:
+    """Return whether the last question of a conversation asks the same without what came before it. In doubt not.
+
+    That is a whole question with three words that say something, none that points at something said (it, the other
+    one) or at who said it (my), and no "the" that leaves open of what ("the price", not so "the price of oil").
+    """
+    *before, question = _asked(messages) or [""]
+    if not before:
+        return bool(question)
+    plain = OPENING.sub("", question)
+    is_whole = bool(ASKING.match(plain)) and plain == question and len(set(words_in(question))) >= 3
+    return is_whole and not POINTING.search(question)
 
 
 def _asked(messages: Messages) -> list[str]:
@@ -148,7 +176,7 @@ def within(found: Iterable[Found], *, count: int, tokens: int) -> list[Found]:
 # -- how sure we are
 
 # Logistic regression over what the best passages are like, on the questions of tests/data/mtrag that can and that
-# cannot be answered from its passages (`python -m mlops.evaluate`).
+# cannot be answered from its passages (`python -m mlops.evaluate --fit`).
 NEARNESS_WEIGHT: Final = 4.0
 LEAD_WEIGHT: Final = 7.0
 COVERAGE_WEIGHT: Final = 1.2
@@ -165,18 +193,31 @@ class Evidence(NamedTuple):
     found: Sequence[Found]
 
 
+class Signs(NamedTuple):
+    """What tells whether passages answer a question."""
+
+    nearness: float
+    lead: float
+    coverage: float
+
+
+def signs(evidence: Evidence) -> Signs:
+    """Return what the vectors and words of the best passages tell; there have to be some."""
+    best = evidence.found[:BEST]
+    last = min(evidence.near.values(), default=0.0)
+    nearness = evidence.near.get(best[0].passage_id, last)
+    lead = nearness - last if len(evidence.near) >= DEPTH else USUAL_LEAD
+    return Signs(nearness, lead, _coverage(evidence.question, best))
+
+
 def confidence(evidence: Evidence) -> float:
     """Return how likely it is that the passages answer the question, from 0 to 1."""
     if not evidence.found:
         return 0.0
-    best = evidence.found[:BEST]
-    coverage = _coverage(evidence.question, best)
+    told = signs(evidence)
     if not evidence.near:  # words alone have to tell
-        return coverage
-    last = min(evidence.near.values())
-    nearness = evidence.near.get(best[0].passage_id, last)
-    lead = nearness - last if len(evidence.near) >= DEPTH else USUAL_LEAD
-    speaks = NEARNESS_WEIGHT * nearness + LEAD_WEIGHT * lead + COVERAGE_WEIGHT * coverage + BIAS
+        return told.coverage
+    speaks = NEARNESS_WEIGHT * told.nearness + LEAD_WEIGHT * told.lead + COVERAGE_WEIGHT * told.coverage + BIAS
     return 1 / (1 + exp(-speaks))
 
 
@@ -288,6 +329,16 @@ TASK: Final = re.compile(
     r"^(?:please\s+|(?:can|could|would|will) you (?:please )?)?(?:write|rewrite|translate|summari[sz]e|rephrase|"
     r"shorten|expand|continue|generate|create|draft|compose|correct|fix|refactor|count|calculate|convert|say|repeat|act|"
     r"imagine|pretend|answer|reply|respond|make (?:it|this|that)|use|stop|go on|thank)\b",
+    re.IGNORECASE,
+)
+# What is meant by these has been said before, or depends on who says it.
+POINTING: Final = re.compile(
+    r"\b(?:it|its|itself|this|that|these|those|they|them|their|theirs|he|him|his|she|her|hers|there|then|here|one|ones|"
+    r"such|so|same|other|others|another|else|more|less|most|least|both|either|neither|each|all|former|latter|above|"
+    r"below|first|second|last|next|previous|earlier|later|again|still|also|too|instead|different|similar|"
+    r"i|me|my|mine|we|us|our|ours|you|your|yours)\b|"
+    r"\bthe\b(?! (?:[\w.'-]+ ){1,3}?of \w)|"
+    r"\w+er than\b",
     re.IGNORECASE,
 )
 # Nothing but this is said to be polite, whatever mark stands behind it.

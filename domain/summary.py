@@ -26,10 +26,13 @@ class Summary:
     text: str
 
 
-def summary_of(summaries: Sequence[Summary], path: Sequence[Spoken]) -> Summary | None:
-    """Return the summary that reaches furthest along a path. The turn before the first counts as being on it."""
+def summary_of(summaries: Sequence[Summary], path: Sequence[Spoken], parent: str = "") -> Summary | None:
+    """Return the summary that reaches furthest along a path. The turn before the first counts as being on it.
+
+    Of a path without turns that is ``parent``, where it would end.
+    """
     known = {summary.turn_id: summary for summary in summaries}
-    places = [*(turn.turn_id for turn in reversed(path)), *(turn.parent for turn in path[:1])]
+    places = [*(turn.turn_id for turn in reversed(path)), path[0].parent if path else parent]
     return next((known[turn_id] for turn_id in places if turn_id in known), None)
 
 

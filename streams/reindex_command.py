@@ -27,7 +27,7 @@ from adapters.passage_index import INDICES_SECONDS, Index, PassageIndex
 from adapters.retriever import Retriever
 from config import logging
 from config.settings import Settings
-from domain.errors import LogUnavailable, SinkUnavailable
+from domain.errors import Rejected, Retriable
 from domain.knowledge import Reader
 from streams.learning import passages_of
 from streams.reindexing import Filled, Filling, PassagesOf, Pinned, Question, Recall, Side, questions_of, recalls
@@ -101,8 +101,10 @@ class Reindex(AppCommand):
             _end(str(error), os.EX_USAGE)
         except FileNotFoundError as error:
             _end(str(error), os.EX_NOINPUT)
-        except (LogUnavailable, SinkUnavailable, TimeoutError) as error:
-            _end(f"Not now: {error or 'the embedding model was not loaded in time'}", os.EX_TEMPFAIL)
+        except Rejected as error:
+            _end(str(error), os.EX_DATAERR)
+        except (Retriable, TimeoutError) as error:
+            _end(f"Not now: {str(error) or 'the embedding model was not loaded in time'}", os.EX_TEMPFAIL)
         except KeyboardInterrupt:
             _end("Broken off. What was written stays, nothing else has changed, and it goes on from there.", 130)
         raise SystemExit(os.EX_OK)
@@ -170,9 +172,9 @@ async def reindex(tools: Tools, model: str, questions: Path | None, tolerance: f
     await _loaded(embedder)
     new = await _made(tools, embedder, serving, others)
     filled = await _fill(tools, embedder, new)
-    click.echo(f"{new.name} has {await tools.index.count(new.name):,} passages of {len(filled.readers):,} documents.")
+    click.echo(f"{new.name} has {await tools.index.count(new.name):,} passages of {filled.documents:,} documents.")
     if filled.refused:
-        click.echo(f"{filled.refused:,} documents could not be read, see above.", err=True)
+        click.echo(f"{len(filled.refused):,} documents could not be brought in, see above.", err=True)
     if serving.drift:
         click.echo(f"{serving.name} is not as it was made ({serving.drift}), so there is nothing to compare with.")
         await _switch(tools, serving, new)

@@ -4,6 +4,7 @@ Every index is written to by whoever learns a document, so only what was learned
 each document the latest record counts. One that comes while an older one is being written stands further on in the
 log and is written again after it; so what the filling leaves behind is never older than the log's end that it reached.
 A document of which the index has every passage costs no vectors: a filling that was broken off goes on where it was.
+What learning sets aside is left out here, too, and a document that cannot be brought in fails alone.
 """
 
 import asyncio
@@ -20,10 +21,11 @@ from adapters.log_reader import LogReader, Record
 from adapters.passage_index import Index, Learned, PassageIndex, keyed
 from adapters.retriever import Retriever
 from domain.backoff import pause
-from domain.errors import BadRecord, EmbedderUnavailable, Rejected, SinkUnavailable
+from domain.errors import EmbedderUnavailable, Rejected, Retriable, SinkUnavailable
 from domain.knowledge import Reader
 from domain.retrieval import DEPTH, Query
-from streams.records import Document, decode, document_key
+from streams.learning import Task, task_of
+from streams.records import Document, document_key
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +67,27 @@ class Recall(NamedTuple):
 
 @dataclass
 class Filled:
-    """What came of it. ``readers``: of each document that was read, by tenant and id, one who may read it."""
+    """What came of it. ``refused``: the keys of documents that could not be brought in.
 
-    refused: int = 0
+    ``readers``: of each document that could be read, by tenant and id, one who may read it. Those that the new model
+    refuses are among them: what it does not find for that counts against it.
+    """
+
+    refused: set[bytes] = field(default_factory=set)
     readers: dict[tuple[str, str], Reader] = field(default_factory=dict)
     headings: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # by tenant and heading, the documents
+
+    @property
+    def documents(self) -> int:
+        """Return how many were brought in."""
+        return sum(document_key(*each).encode() not in self.refused for each in self.readers)
+
+
+class Cut(NamedTuple):
+    """A document that is to be brought in, and its passages by id: none of one that is to go."""
+
+    task: Task
+    passages: dict[str, Learned]
 
 
 class Filling:
@@ -127,39 +145,70 @@ class Filling:
         return await self._bring(records)
 
     async def _bring(self, records: Sequence[Record]) -> None:
-        """Make the index have these documents as their records say, and no others' passages of theirs."""
-        documents: list[tuple[Document, dict[str, Learned], set[str]]] = []
+        """Bring documents in, each for itself where they cannot be all at once: what one is refused for is its own."""
+        cut: list[Cut] = []
         for record in records:
-            tenant, _, document_id = record.key.decode(errors="replace").partition("/")
-            if not record.value:
-                self._filled.readers.pop((tenant, document_id), None)
-                await self._write(tenant, document_id, {}, await self._index.ids(self._name, tenant, document_id), {})
-                continue
             try:
-                document = decode(record.value, Document)
-                if document_key(document.tenant, document.document_id).encode() != record.key:
-                    raise Rejected("its key is another document's")
-                passages = keyed(document.tenant, await self._cut(document))
-            except (BadRecord, Rejected) as error:
+                task = task_of(record)
+            except Rejected as error:
                 self._refuse(record.key, error)
                 continue
-            self._note(document, passages.values())
-            documents.append(
-                (document, passages, await self._index.ids(self._name, document.tenant, document.document_id))
-            )
-        new = {key: each for _, passages, there in documents for key, each in passages.items() if key not in there}
+            try:
+                cut.append(Cut(task, await self._passages(task)))
+            except Rejected as error:
+                await self._leave_out(task, error)
+        try:
+            await self._together(cut)
+        except Rejected:
+            for each in cut:
+                try:
+                    await self._together([each])
+                except Rejected as error:
+                    await self._leave_out(each.task, error)
+
+    async def _passages(self, task: Task) -> dict[str, Learned]:
+        """Return a document's passages by id. Raises `Rejected`, whatever it is that they cannot be had for."""
+        if task.document is None:
+            return {}
+        try:
+            return keyed(task.tenant, await self._cut(task.document))
+        except (Rejected, Retriable):
+            raise
+        except Exception as error:
+            raise Rejected(f"it met an unforeseen error, {error!r}") from error
+
+    async def _together(self, documents: Sequence[Cut]) -> None:
+        """Make the index have these documents as their records say, and no others' passages of theirs.
+
+        Raises `Rejected` where it never will have one of them; it may have the others then.
+        """
+        for each in documents:
+            self._note(each)
+        there = [await self._index.ids(self._name, task.tenant, task.document_id) for task, _ in documents]
+        new = {
+            key: each
+            for (_, passages), known in zip(documents, there, strict=True)
+            for key, each in passages.items()
+            if key not in known
+        }
         vectors = dict(zip(new, await self._vectors([each.spoken for each in new.values()]), strict=True))
-        await asyncio.gather(
-            *(
-                self._write(document.tenant, document.document_id, passages, there, vectors)
-                for document, passages, there in documents
-            )
-        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for (task, passages), known in zip(documents, there, strict=True):
+                    group.create_task(self._write(task.tenant, passages, known, vectors))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+
+    async def _leave_out(self, task: Task, error: Rejected) -> None:
+        """Count a document as refused, and do with what the index has of it what learning does."""
+        if task.document is not None and task.document.readers:
+            # What it was to replace might be read by somebody who is not to read it any more.
+            await self._write(task.tenant, {}, await self._index.ids(self._name, task.tenant, task.document_id), {})
+        self._refuse(document_key(task.tenant, task.document_id).encode(), error)
 
     async def _write(
         self,
         tenant: str,
-        document_id: str,
         passages: Mapping[str, Learned],
         there: set[str],
         vectors: Mapping[str, Sequence[float]],
@@ -177,17 +226,21 @@ class Filling:
                 log.warning("embedding again", reason=str(error))
                 await asyncio.sleep(LOADING_SECONDS)
 
-    def _note(self, document: Document, passages: Iterable[Learned]) -> None:
+    def _note(self, cut: Cut) -> None:
         """Remember who may find a document, and by which words that are its own."""
-        tenant, document_id = document.tenant, document.document_id
+        tenant, document_id, document = cut.task.tenant, cut.task.document_id, cut.task.document
+        self._filled.refused.discard(document_key(tenant, document_id).encode())
+        self._filled.readers.pop((tenant, document_id), None)
+        if document is None:
+            return
         self._filled.readers[tenant, document_id] = Reader(tenant, document.readers[0] if document.readers else "")
-        for each in passages:
+        for each in cut.passages.values():
             heading = each.passage.path.rpartition(" > ")[2] or each.passage.title
             if heading:
                 self._filled.headings.setdefault((tenant, heading), set()).add(document_id)
 
     def _refuse(self, key: bytes, error: Rejected) -> None:
-        self._filled.refused += 1
+        self._filled.refused.add(key)
         log.warning("document not brought over", document=key.decode(errors="replace"), reason=str(error))
 
 
@@ -232,12 +285,24 @@ async def recalls(sides: Sequence[Side], questions: Sequence[Question], k: int) 
     Each question is asked on all sides at once: what is learned and forgotten meanwhile, is so on all of them.
     """
     sums = [(0.0, 0.0)] * len(sides)
-    for side in sides:
-        await side.embedder.queries([each.query for each in questions])  # which are known then, however slow the model
-    for question in questions:
+    asked = [question for question in questions if await _can_be_asked(sides, question)]
+    if not asked:
+        return [Recall(0.0, 0.0) for _ in sides]
+    for question in asked:
         shares = await asyncio.gather(*(_shares(side, question, k) for side in sides))
         sums = [(fused + more[0], near + more[1]) for (fused, near), more in zip(sums, shares, strict=True)]
-    return [Recall(fused / len(questions), near / len(questions)) for fused, near in sums]
+    return [Recall(fused / len(asked), near / len(asked)) for fused, near in sums]
+
+
+async def _can_be_asked(sides: Sequence[Side], question: Question) -> bool:
+    """Return whether every model takes a question. Its vectors are known then, however slow the model."""
+    try:
+        for side in sides:
+            await side.embedder.query(question.query)
+    except Rejected as error:
+        log.warning("question left out", question=question.query, reason=str(error))
+        return False
+    return True
 
 
 async def _shares(side: Side, question: Question, k: int) -> tuple[float, float]:

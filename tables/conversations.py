@@ -129,14 +129,17 @@ def parent_of(question: Question) -> str:
     found = _read(question.conversation_id)
     turns = found.turns if found else []
     return next((kept.parent for kept in turns if kept.turn_id == question.turn_id), None) or parent_of_next(
-        [kept for kept in turns if kept.turn_id != question.turn_id], question.beside
+        [kept for kept in turns if kept.turn_id != question.turn_id], question.beside, question.parent
     )
 
 
-def summary_for(question: Question, path: Sequence[KeptTurn]) -> str:
-    """Return what is to stand in a prompt for the turns before those that fit: "" if nothing."""
+def summary_for(question: Question, path: Sequence[KeptTurn], parent: str) -> str:
+    """Return what is to stand in a prompt for the turns before those that fit: "" if nothing.
+
+    ``parent``: the turn that the question follows, where the path ends; it may have left the row, with all before it.
+    """
     found = _read(question.conversation_id)
-    summary = summary_of(found.summaries, path) if found else None
+    summary = summary_of(found.summaries, path, parent) if found else None
     return summary.text if summary else ""
 
 

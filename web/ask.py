@@ -1,6 +1,8 @@
 """A question is accepted: checked, given its ids, and in Kafka before anyone is told so. It is answered elsewhere."""
 
+import re
 import secrets
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +33,8 @@ from web.tracing import request_id_of
 
 HEADRACE: Final = "headrace"  # the model that answers with all that Headrace knows
 DEFAULT_MODELS: Final = frozenset({"", HEADRACE})
+# Of each arm there are rows of metrics: it is a name, not a text or an id.
+ARM: Final = re.compile(r"[A-Za-z0-9][\w.:/-]{0,39}", re.ASCII)
 MAX_RECORD_BYTES: Final = 990_000  # Kafka and its clients refuse records above a million bytes, headers included
 
 
@@ -49,6 +53,7 @@ class Asked:
     options: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     beside: str = ""
+    parent: str = ""
 
 
 async def ask(request: web.Request) -> web.StreamResponse:
@@ -104,6 +109,12 @@ def checked_input(site: Site, text: str, param: str = "input") -> str:
         message = f"{param} has {len(text)} characters; at most {limit} are allowed. Shorten it."
         raise bad_input(param, message, "input_too_long")
     return text
+
+
+def arm_in(metadata: Mapping[str, Any]) -> str:
+    """Return the arm of an experiment that metadata names; "" where that is nothing short enough to be a name."""
+    arm = metadata.get("experiment")
+    return arm if isinstance(arm, str) and ARM.fullmatch(arm) else ""
 
 
 def given(options: Options | None) -> dict[str, Any]:
@@ -195,7 +206,9 @@ async def _drafted(request: web.Request, asked: Asked, replay: Replay) -> Questi
         options=asked.options,
         on_busy=asked.on_busy,
         beside=asked.beside,
+        parent=asked.parent,
         metadata=asked.metadata,
+        experiment=arm_in(asked.metadata),
         request_id=request_id_of(request),
         replay_key=replay.key,
         fingerprint=replay.fingerprint,

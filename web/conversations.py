@@ -192,8 +192,10 @@ def whole(row: "Conversation | StoredConversation", part: Turns) -> WholeConvers
 
 def _parent(question: Question, before: list[TurnInConversation]) -> str | None:
     """Return the turn that one in work follows: the one before it, or what the turn beside it follows."""
-    latest = before[-1].turn_id if before else None
-    return next((other.parent for other in before if other.turn_id == question.beside), latest)
+    if question.beside:
+        known = (other.parent for other in before if other.turn_id == question.beside)
+        return next(known, question.parent or None)
+    return before[-1].turn_id if before else None
 
 
 def _before(request: web.Request) -> str | None:

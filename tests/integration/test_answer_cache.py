@@ -66,7 +66,7 @@ class Setup:
         self.embedder: FakeEmbedder | Embedder | None = FakeEmbedder()
         self.elastic = Elastic(url)
         chosen = Settings.model_validate(
-            {"index_prefix": prefix, "answer_cache": "tenant", "input_price": 2.0} | settings
+            {"index_prefix": prefix, "answer_cache": "tenant", "input_price": "2,m2=7"} | settings
         )
         self.cache = AnswerCache(self.elastic, chosen, self._embedder, clock=lambda: self.now)
 

@@ -37,13 +37,19 @@ class Knowledge:
         self.retriever = Retriever(cast("Embedders", self.embedders), self.index, self.settings)
 
     async def learn(
-        self, document_id: str, *texts: str, tenant: str = "acme", readers: tuple[str, ...] = (), title: str = ""
+        self,
+        document_id: str,
+        *texts: str,
+        tenant: str = "acme",
+        readers: tuple[str, ...] = (),
+        title: str = "",
+        version: int = 0,
     ) -> None:
         """Learn a document as `streams.learning` does; a passage for each text."""
         passages = keyed(
             tenant,
             [
-                Learned(Passage(document_id, title or document_id, "", text, "", position), readers)
+                Learned(Passage(document_id, title or document_id, "", text, "", position), readers, version)
                 for position, text in enumerate(texts)
             ],
         )
@@ -65,6 +71,11 @@ class Knowledge:
         """Return the texts that a search finds."""
         hits = await self.retriever.search(reader, [{"role": "user", "content": query}], k=50)
         return {hit.passage.text for hit in hits}
+
+    async def versions(self, reader: Reader, query: str) -> set[int]:
+        """Return the versions of the documents that a search finds."""
+        hits = await self.retriever.search(reader, [{"role": "user", "content": query}], k=50)
+        return {hit.passage.version for hit in hits}
 
     async def outcome(self, reader: Reader, query: str) -> str:
         """Return what a search for an answer comes to."""
@@ -189,6 +200,13 @@ async def test_what_stands_beside_a_passage_is_never_that_of_an_earlier_writing(
         words, _, stamps = await known.index.search(ANN, said, None, 5)
         read = await known.index.read(ANN, list(words), stamps)
         assert [public for _, public in read.values()] == [is_public]
+
+
+async def test_a_passage_that_stays_is_found_with_the_version_of_its_document(known: Knowledge) -> None:
+    assert await known.versions(BOB, "office") == {0}
+    await known.learn("handbook", "the office opens at nine", version=7)
+
+    assert await known.versions(BOB, "office") == {7}
 
 
 async def test_documents_of_two_tenants_with_one_id_do_not_touch(known: Knowledge) -> None:

@@ -1,8 +1,8 @@
 """Documents are searched by another embedding model from one moment to the next, and never not at all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from adapters.kafka_admin import ensure_topics
 from adapters.passage_index import Index, Learned, PassageIndex, keyed
 from adapters.retriever import Retriever
 from config.settings import Settings
-from domain.errors import SinkUnavailable
+from domain.errors import Rejected, SinkUnavailable
 from domain.knowledge import Passage, Reader
 from streams import reindex_command, reindexing
 from streams.records import Document, document_key, encode
@@ -61,11 +61,14 @@ class FakeEmbedder:
         self.asked: list[str] = []
         self.meanwhile: Callable[[], Awaitable[None]] | None = None  # runs while texts are embedded for the first time
         self.fails_after = 1_000_000
+        self.refuses = ""  # texts with this in them
 
     async def loaded(self) -> None:
         await asyncio.sleep(0)
 
     async def query(self, text: str) -> list[float]:
+        if self.refuses and self.refuses in text:
+            raise Rejected("the embedding server refuses a text")
         return self._vector(text)
 
     async def queries(self, texts: Sequence[str]) -> list[list[float]]:
@@ -76,6 +79,8 @@ class FakeEmbedder:
         await asyncio.sleep(0.005)
         if len(self.embedded) + len(texts) > self.fails_after:
             raise BrokenOffError
+        if self.refuses and any(self.refuses in text for text in texts):
+            raise Rejected("the embedding server refuses a text")
         self.embedded += texts
         if self.embedded and self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
@@ -118,9 +123,13 @@ class Setup:
     topic: str
     embedders: FakeEmbedders
 
-    async def publish(self, document_id: str, title: str, text: str = "", *, tenant: str = "acme") -> Document:
+    async def publish(
+        self, document_id: str, title: str, text: str = "", *, tenant: str = "acme", readers: Sequence[str] = ()
+    ) -> Document:
         text = text or f"{title} is what this says.\nIt ends here, {document_id}."
-        document = Document(document_id=document_id, tenant=tenant, user="ann", title=title, text=text)
+        document = Document(
+            document_id=document_id, tenant=tenant, user="ann", title=title, text=text, readers=list(readers)
+        )
         key = document_key(tenant, document_id).encode()
         await asyncio.to_thread(produce_all, self.bootstrap, self.topic, [(key, encode(document))])
         return document
@@ -340,7 +349,82 @@ async def test_a_record_that_cannot_be_learned_is_left_out_and_said(
 
     said = capsys.readouterr()
     assert "has 24 passages of 12 documents" in said.out
-    assert "2 documents could not be read" in said.err
+    assert "2 documents could not be brought in" in said.err
+
+
+async def test_a_document_that_the_new_model_refuses_is_left_out_alone_and_counts_against_it(
+    it: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = it.embedders.of("new")
+    new.refuses = "Badgers at home is"
+
+    with pytest.raises(Refused, match="finds less"):
+        await reindex(it.tools, "new", None, 0.02)
+    await reindex(it.tools, "new", None, 0.2)
+
+    said = capsys.readouterr()
+    assert "has 22 passages of 11 documents" in said.out
+    assert "1 documents could not be brought in" in said.err
+    name = (await it.serving()).name
+    assert await it.tools.index.ids(name, "acme", "d1") == set()
+    assert len(await it.tools.index.ids(name, "acme", "d2")) == 2
+
+
+async def test_a_passage_that_elasticsearch_refuses_costs_its_own_document_alone(
+    it: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def write(
+        self: PassageIndex, index: str, tenant: str, new: Mapping[str, Any], *arguments: Any, **options: Any
+    ) -> None:
+        if any("Badgers" in learned.passage.text for learned, _ in new.values()):
+            raise Rejected("Elasticsearch refuses 1 of 2 passages")
+        await written(self, index, tenant, new, *arguments, **options)
+
+    written = PassageIndex.write
+    monkeypatch.setattr(PassageIndex, "write", write)
+    await reindex(it.tools, "new", None, 1.0)
+
+    said = capsys.readouterr()
+    assert "has 22 passages of 11 documents" in said.out
+    assert "1 documents could not be brought in" in said.err
+    assert (await it.serving()).model == "new"
+
+
+async def test_what_was_for_everyone_and_is_refused_for_some_is_found_by_nobody(it: Setup) -> None:
+    async def change() -> None:
+        await it.publish("d1", "Badgers", "\N{SKULL}", readers=["ben"])
+
+    it.embedders.of("new").meanwhile = change
+    it.embedders.of("new").refuses = "\N{SKULL}"
+    await reindex(it.tools, "new", None, 1.0)
+
+    assert await it.tools.index.ids((await it.serving()).name, "acme", "d1") == set()
+
+
+async def test_what_learning_sets_aside_is_not_let_in_and_an_unforeseen_error_costs_one_document(
+    it: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fragile(document: Document) -> list[Learned]:
+        if document.document_id == "d3":
+            raise RuntimeError("not foreseen")
+        return await cut(document)
+
+    await it.publish("d40", "T" * 5000)
+    await it.publish("d41", "Crowd", readers=[f"u{n}" for n in range(1001)])
+    await reindex(replace(it.tools, cut=fragile), "new", None, 1.0)
+
+    said = capsys.readouterr()
+    assert "has 22 passages of 11 documents" in said.out
+    assert "3 documents could not be brought in" in said.err
+
+
+async def test_a_question_that_a_model_refuses_is_asked_of_neither(
+    it: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it.embedders.of("old").refuses = "Owls"
+    await reindex(it.tools, "new", None, 0.02)
+
+    assert (await it.serving()).model == "new"
 
 
 async def test_a_file_of_questions_is_what_is_measured(

@@ -97,6 +97,14 @@ def test_nothing_is_kept_or_given_again_where_more_than_question_and_passages_co
     assert place_of(other, "tenant") is None
 
 
+def test_a_document_that_was_learned_from_another_record_has_another_key_though_its_passages_say_the_same() -> None:
+    (passage, *rest) = ASKED.retrieved.passages
+    changed = replace(passage, passage=replace(passage.passage, version=passage.passage.version + 1))
+
+    assert key(replace(ASKED, retrieved=Retrieved("found", (changed, *rest)))) != key(ASKED)
+    assert key(replace(ASKED, retrieved=Retrieved("found", (*rest, passage)))) == key(ASKED)
+
+
 def test_off_is_off() -> None:
     assert place_of(ASKED, "off") is None
 

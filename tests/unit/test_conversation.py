@@ -50,6 +50,17 @@ def test_a_regenerated_turn_follows_what_the_old_one_followed() -> None:
     assert parent_of_next(turns, beside="1") == ""
 
 
+def test_a_branch_beside_a_turn_that_is_not_kept_any_more_never_follows_the_latest() -> None:
+    turns = [Said("5", "4"), Said("6", "5")]
+
+    assert parent_of_next(turns, beside="1") == ""
+    assert parent_of_next(turns, beside="4", parent="3") == "3"
+    assert path_to(turns, parent_of_next(turns, beside="4", parent="3")) == []
+    assert parent_of_next(turns, beside="6b", parent="5") == "5"
+    assert parent_of_next(turns, beside="6", parent="5") == "5"
+    assert parent_of_next(turns) == "6"
+
+
 def test_the_context_of_a_branch_leaves_out_its_siblings() -> None:
     turns = [Said("1"), Said("2", "1"), Said("2b", "1"), Said("3", "2b")]
 

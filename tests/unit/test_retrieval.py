@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.grounding import NOT_ANSWERED, WITHOUT_DOCUMENTS
 from domain.knowledge import Found, Passage
 from domain.retrieval import (
     DEPTH,
@@ -19,8 +20,10 @@ from domain.retrieval import (
     confidence,
     distinct,
     fuse,
+    in_one,
     keywords,
     queries,
+    stands_alone,
     within,
 )
 
@@ -96,6 +99,57 @@ def test_a_later_question_is_searched_for_with_what_led_to_it() -> None:
         "second",
         "first second",
     ]
+
+
+@pytest.mark.parametrize("note", [NOT_ANSWERED, WITHOUT_DOCUMENTS])
+def test_our_own_notes_are_not_searched_for_but_what_they_were_the_answer_to(note: str) -> None:
+    refused = said((USER, "first"), (ASSISTANT, "old"), (USER, "second"), (ASSISTANT, note), (USER, "third"))
+
+    assert [query.text for query in queries(refused)] == ["third", "second third", "first third"]
+
+
+def test_an_answer_without_documents_is_searched_for_without_its_note() -> None:
+    messages = said((USER, "first"), (ASSISTANT, f"{WITHOUT_DOCUMENTS}It is so."), (USER, "second"))
+
+    assert queries(messages)[1].text == "It is so. second"
+
+
+ALONE = [
+    "What is the capital city of France?",
+    "How long is parental leave for contractors?",
+    "What does the retention setting of Kafka default to?",
+    "Which port does Kafka listen on?",
+]
+LEANING = [
+    "And how much is it?",
+    "How long is that period for contractors?",
+    "What is the price?",
+    "How long is the notice period?",
+    "How much does the cheapest plan cost per month?",
+    "And which port does Kafka listen on?",
+    "Which port does the other broker listen on?",
+    "How long is my notice period for contractors?",
+    "How much parental leave do I get?",
+    "What about contractors in Germany?",
+    "Why?",
+    "Kafka listen port",
+]
+
+
+@pytest.mark.parametrize("question", ALONE + LEANING)
+def test_a_question_leans_on_its_conversation_unless_it_is_whole_without_it(question: str) -> None:
+    before = (USER, "Tell me about leave in Spain."), (ASSISTANT, "It is long.")
+
+    assert stands_alone(said(*before, (USER, question))) is (question in ALONE)
+    assert stands_alone(said((USER, question)))
+
+
+def test_what_is_read_beside_a_passage_is_a_question_behind_the_one_that_it_leans_on() -> None:
+    before = (USER, "first"), (ASSISTANT, "old"), (USER, "Tell me about plan X"), (ASSISTANT, "It is large.")
+
+    assert in_one(said(*before, (USER, "How much is it?"))) == "Tell me about plan X How much is it?"
+    assert in_one(said(*before, (USER, ALONE[0]))) == ALONE[0]
+    assert in_one(said((USER, "How much is it?"))) == "How much is it?"
 
 
 def test_words_are_those_of_the_last_question_and_a_little_of_the_one_before() -> None:

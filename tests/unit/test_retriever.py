@@ -28,6 +28,7 @@ class FakeIndex:
         self.down = 0
         self.documents = {"p1": "d1", "p2": "d1", "p3": "d2"}
         self.vectors: list[Sequence[float] | None] = []
+        self.ranking = {"p1": 3.0, "p2": 2.0, "p3": 1.0}
         self.looked = 0
         self.is_empty = False
 
@@ -44,11 +45,11 @@ class FakeIndex:
         self.vectors.append(vector)
         if self.is_empty:
             return Hits({}, {}, {})
-        near = {"p1": 0.9, "p2": 0.8, "p3": 0.1} if vector else {}
-        return Hits({"p1": 3.0, "p2": 2.0, "p3": 1.0}, near, {})
+        near = {"p1": 0.9, "p2": 0.8, "p3": 0.1} if vector and len(self.ranking) == 3 else {}
+        return Hits(self.ranking, near, {})
 
     async def read(self, _reader: Reader, ids: Sequence[str], _stamps: object) -> dict[str, tuple[Passage, bool]]:
-        return {key: (Passage(self.documents[key], "", "", TEXTS[key]), True) for key in ids}
+        return {key: (Passage(self.documents[key], "", "", TEXTS.get(key, "")), True) for key in ids}
 
     async def has_any(self, _reader: Reader) -> bool:
         self.looked += 1
@@ -56,15 +57,20 @@ class FakeIndex:
 
 
 class FakeRanker:
-    """Likes the last passage best. ``error``: what whoever asks hears; ``stuck``: nothing comes."""
+    """Likes the last passage best. ``error``: what whoever asks hears; ``stuck``: nothing comes.
+
+    ``asked``: the questions, and of how many passages.
+    """
 
     ready = True
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.stuck = False
+        self.asked: list[tuple[str, int]] = []
 
-    async def scores(self, _question: str, texts: Sequence[str]) -> list[float]:
+    async def scores(self, question: str, texts: Sequence[str]) -> list[float]:
+        self.asked.append((question, len(texts)))
         if self.error is not None:
             raise self.error
         if self.stuck:
@@ -105,6 +111,29 @@ async def test_a_cross_encoder_has_the_last_word() -> None:
     it.index.documents = {key: key for key in TEXTS}
 
     assert await it.order() == ["three cats", "two fishes", "one bird"]
+
+
+@pytest.mark.parametrize("k", [1, 5])
+async def test_a_cross_encoder_looks_at_sixteen_passages_however_few_are_wanted(k: int) -> None:
+    ranker = FakeRanker()
+    it = Setup(ranker)
+    it.index.documents = {f"p{number}": f"d{number}" for number in range(30)}
+    it.index.ranking = {key: 30.0 - place for place, key in enumerate(it.index.documents)}
+
+    found = await it.retriever.search(ANN, [{"role": "user", "content": "which bird?"}], k=k)
+
+    assert ranker.asked == [("which bird?", 16)]
+    assert found[0].passage.document_id == "d15"
+    assert len(found) == k
+
+
+async def test_a_cross_encoder_reads_a_follow_up_behind_what_it_is_about() -> None:
+    ranker = FakeRanker()
+    said = [("user", "Tell me about otters"), ("assistant", "They swim."), ("user", "how old do they get?")]
+
+    await Setup(ranker).retriever.search(ANN, [{"role": role, "content": text} for role, text in said], k=3)
+
+    assert [question for question, _ in ranker.asked] == ["Tell me about otters how old do they get?"]
 
 
 @pytest.mark.parametrize("trouble", ["loading", "refused", "stuck", "not ready"])

@@ -61,6 +61,8 @@ def test_a_summary_survives_the_turns_that_it_covers() -> None:
 
     assert kept == [Summary("3", "three")]
     assert summary_of(kept, turns[4:]) == Summary("3", "three")
+    assert summary_of(kept, [], "3") == Summary("3", "three")
+    assert summary_of(kept, [], "2b") is None
 
 
 def test_a_turn_that_leaves_before_it_was_summarised_leaves_the_summary_before_it() -> None:

@@ -50,6 +50,28 @@ async def test_a_question_is_accepted(web: Web) -> None:
     assert question.request_id == answer.headers["X-Request-Id"]
 
 
+@pytest.mark.parametrize(
+    ("named", "arm"),
+    [
+        ("short-answers", "short-answers"),
+        ("b/2:x.y_z", "b/2:x.y_z"),
+        ("", ""),
+        ("a b", ""),
+        ("a" * 41, ""),
+        (7, ""),
+        (["a"], ""),
+    ],
+)
+async def test_the_metadata_may_name_the_arm_of_an_experiment(web: Web, named: Any, arm: str) -> None:
+    conversation_id = await web.begin()
+    body = {"input": "Why?", "metadata": {"experiment": named}}
+
+    assert (await web.call("POST", f"/v1/conversations/{conversation_id}/turns", body)).status == 202
+
+    (question,) = web.kafka.questions()
+    assert (question.experiment, question.metadata) == (arm, {"experiment": named})
+
+
 async def test_its_turn_id_leads_back_to_its_record(web: Web) -> None:
     conversation_id = await web.begin()
     turn_id = await web.ask("Why?", conversation_id)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import datetime
 
+import msgspec
 import pytest
 
 from domain.ids import uuid7
@@ -172,6 +173,25 @@ async def test_it_shows_finished_running_and_queued_turns_each_once(web: Web) ->
         (queued, "three", "queued", ""),
     ]
     assert [turn["last_event_id"] for turn in turns] == [None, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("beside", "parent", "shown"), [("", "", "one"), ("gone", "older", "older"), ("gone", "", None)]
+)
+async def test_a_turn_in_work_is_shown_where_it_will_be_in_the_conversation(
+    web: Web, beside: str, parent: str, shown: str | None
+) -> None:
+    conversation_id = await web.begin()
+    finished = await web.ask("one", conversation_id)
+    web.kafka.claim(finished)
+    web.kafka.end(finished)
+    await web.ask("two", conversation_id)
+    question = msgspec.structs.replace(web.kafka.questions()[-1], beside=beside, parent=parent)
+    web.kafka.working[conversation_id] = [question]
+
+    turns = (await (await web.call("GET", f"/v1/conversations/{conversation_id}")).json())["turns"]
+
+    assert turns[-1]["parent"] == (finished if shown == "one" else shown)
 
 
 async def test_a_turn_that_is_in_the_table_and_still_in_work_is_shown_once(web: Web) -> None:

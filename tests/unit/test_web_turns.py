@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
+from domain.generation import Usage
 from domain.ids import new_turn_id, place_of
-from domain.turns import Failure
+from domain.turns import End, Failure
 from streams.records import Turn, encode
 from tests.support.fakes import BOB, Record, finished_turn
 from tests.support.web_client import Web, serving
@@ -180,6 +182,23 @@ async def test_it_is_answered_again_beside_the_first_answer(web: Web) -> None:
     assert (new.conversation_id, new.input, new.beside) == (old.conversation_id, "Why?", turn_id)
     assert new.options == {"temperature": 1.0, "seed": 1}
     assert new.metadata == {"a": 1}
+
+
+@pytest.mark.parametrize(("how", "body"), [("regenerate", {}), ("edit", {"input": "How?"})])
+async def test_it_follows_what_the_first_one_followed_also_when_the_conversation_has_neither_any_more(
+    web: Web, how: str, body: dict[str, str]
+) -> None:
+    turn_id = await web.ask("Why?")
+    web.kafka.claim(turn_id)
+    web.kafka.say(turn_id, msgspec.json.encode(End("completed", "test-model", "stop", Usage())).decode(), kind="end")
+    (old,) = web.kafka.questions()
+    keep(web, msgspec.structs.replace(finished_turn(old, "Because"), parent="long-gone"))
+
+    first = await (await web.call("POST", f"/v1/turns/{turn_id}/{how}", body)).json()
+    second = await web.call("POST", f"/v1/turns/{first['turn_id']}/edit", {"input": "And again?"})
+
+    assert second.status == 202
+    assert [question.parent for question in web.kafka.questions()] == ["", "long-gone", "long-gone"]
 
 
 async def test_what_is_not_finished_is_not_answered_again(web: Web) -> None:
