@@ -2,10 +2,14 @@
 
 It is a version of the record in Kafka that it tells of: twice the record's time, and one more once it is learned or has
 failed. Elasticsearch keeps the higher version, so a view that is late to say "queued" says it to nobody.
+
+To make the first index takes a busy Elasticsearch seconds, for which nobody waits who has just given a document. So a
+write goes on when its caller leaves, and until it is over `read` knows of it here.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any, Final
@@ -14,7 +18,7 @@ import msgspec
 from elasticsearch import BadRequestError, ConflictError, NotFoundError
 
 from adapters.elastic import Elastic, reason_of
-from domain.errors import SinkUnavailable
+from domain.errors import Overtaken, SinkUnavailable
 from domain.knowledge import EVERYONE, DocumentStatus, Reader
 
 _KEYWORD: Final = {"type": "keyword"}
@@ -45,6 +49,7 @@ class DocumentStatuses:
     def __init__(self, elastic: Elastic, prefix: str) -> None:
         self._elastic = elastic
         self._index = f"{prefix}documents-v1"
+        self._writing: dict[asyncio.Task[None], dict[tuple[str, str], DocumentStatus]] = {}
 
     async def write(self, *each: tuple[DocumentStatus, int, bool], shown: bool = True) -> None:
         """Write statuses, each with the time of its record in Unix ms and whether that is done with.
@@ -53,6 +58,23 @@ class DocumentStatuses:
         """
         if not each:
             return
+        task = asyncio.create_task(self._write(each, shown=shown))
+        self._writing[task] = {(status.tenant, status.document_id): status for status, _, _ in each}
+        task.add_done_callback(self._written)
+        await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Give up what is still being written: the client that it is written with is about to be closed."""
+        for task in (tasks := list(self._writing)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        del self._writing[task]
+        if not task.cancelled():
+            task.exception()  # whoever still waits is told; for whoever left it is as if Elasticsearch was away
+
+    async def _write(self, each: Sequence[tuple[DocumentStatus, int, bool]], *, shown: bool) -> None:
         await self._make()
         lines = []
         for status, at_ms, is_done in each:
@@ -96,8 +118,13 @@ class DocumentStatuses:
             try:
                 found = await client.get(index=self._index, id=_key(tenant, document_id))
             except NotFoundError:
-                return None
-        return _status(found["_source"])
+                return self._being_written(tenant, document_id)
+        status, newer = _status(found["_source"]), self._being_written(tenant, document_id)
+        return newer if newer and newer.updated_at > status.updated_at else status
+
+    def _being_written(self, tenant: str, document_id: str) -> DocumentStatus | None:
+        known = (written.get((tenant, document_id)) for written in reversed(self._writing.values()))
+        return next((status for status in known if status is not None), None)
 
     async def many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], DocumentStatus]:
         """Return what is known of documents, by tenant and id."""
@@ -142,10 +169,23 @@ class DocumentStatuses:
             found = await asking.get(index=f"{self._index}-progress", id=f"{log}/{partition}")
         return int(found.body["_source"]["next"]) if found.body.get("found") else 0
 
-    async def advance(self, log: str, partition: int, offset: int) -> None:
-        """Note the next offset of a partition."""
+    async def advance(self, log: str, partition: int, before: int, offset: int) -> None:
+        """Note the next offset of a partition. Raises `Overtaken` where it is not the one ``before`` any more."""
+        where: dict[str, Any] = {"index": f"{self._index}-progress", "id": f"{log}/{partition}"}
         async with self._elastic.client() as client:
-            await client.index(index=f"{self._index}-progress", id=f"{log}/{partition}", document={"next": offset})
+            found = (await client.options(ignore_status=404).get(**where)).body
+        condition: dict[str, Any] = {"op_type": "create"}
+        if found.get("found"):
+            condition = {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
+        there = int(found["_source"]["next"]) if found.get("found") else 0
+        async with self._elastic.client() as client:
+            try:
+                if there == before:
+                    await client.index(**where, document={"next": offset}, **condition)
+                    return
+            except ConflictError:
+                there = await self.progress(log, partition)
+        raise Overtaken(f"the progress of partition {partition} is {there} and not {before}")
 
     async def _make(self) -> None:
         """Make the index if it is missing; of several workers that do, one is first.
@@ -160,6 +200,16 @@ class DocumentStatuses:
                 except BadRequestError as error:
                     if error.error != "resource_already_exists_exception":
                         raise
+
+
+@asynccontextmanager
+async def open_document_statuses(elastic: Elastic, prefix: str) -> AsyncIterator[DocumentStatuses]:
+    """Yield the statuses. Close these before Elasticsearch."""
+    statuses = DocumentStatuses(elastic, prefix)
+    try:
+        yield statuses
+    finally:
+        await statuses.close()
 
 
 def _key(tenant: str, document_id: str) -> str:

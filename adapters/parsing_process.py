@@ -136,6 +136,9 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """Read the file on stdin."""
+    # Both go to all processes of a terminal or a container. Our parent kills us when it is done with us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     kind, text_bytes, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     _end_with(parent)
     out = os.fdopen(os.dup(1), "wb")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from adapters.answer_cache import AnswerCache, open_answer_cache
-from adapters.document_status import DocumentStatuses
+from adapters.document_status import DocumentStatuses, open_document_statuses
+from adapters.document_store import DocumentStore
 from adapters.elastic import open_elastic
 from adapters.embedder import Embedders, open_embedders
 from adapters.history import History, open_history
@@ -37,10 +38,12 @@ class Services:
     log_reader: LogReader
     model: ModelGroup
     archive_reader: LogReader
+    document_reader: LogReader
     postgres: Postgres
     turn_store: TurnStore
     search_index: SearchIndex
     metric_store: MetricStore
+    document_store: DocumentStore
     history: History
     embedders: Embedders
     passage_index: PassageIndex
@@ -66,10 +69,14 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
                 on_bad_frame=on_bad_frame,
             )
         )
-        model = await stack.enter_async_context(open_model_group(settings))
-        # Of its own, with a thread for each sink: no reader of an answer waits for a batch, and no sink for another.
+        model = await stack.enter_async_context(open_model_group(settings, try_out=True))
+        # Of their own: no reader of an answer waits for a batch. With a thread for each of turns in Postgres, turns in
+        # Elasticsearch and metrics in Postgres: none of them waits for another, nor for documents that are learned.
         archive_reader = await stack.enter_async_context(
             open_log_reader(settings.kafka_bootstrap_servers, threads=3, kafka=SMALL_BUFFERS)
+        )
+        document_reader = await stack.enter_async_context(
+            open_log_reader(settings.kafka_bootstrap_servers, threads=1, kafka=SMALL_BUFFERS)
         )
         postgres = await stack.enter_async_context(open_postgres(settings))
         history = await stack.enter_async_context(open_history(settings))
@@ -77,21 +84,24 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
         embedders = await stack.enter_async_context(open_embedders(settings))
         passage_index = PassageIndex(elastic, settings.index_prefix)
         retriever = await stack.enter_async_context(open_retriever(embedders, passage_index, settings))
+        documents = await stack.enter_async_context(open_document_statuses(elastic, settings.index_prefix))
         answer_cache = await stack.enter_async_context(open_answer_cache(elastic, settings, retriever.embedder))
         yield Services(
             token_log=token_log,
             log_reader=log_reader,
             model=model,
             archive_reader=archive_reader,
+            document_reader=document_reader,
             postgres=postgres,
             turn_store=TurnStore(postgres),
             search_index=SearchIndex(elastic, settings.index_prefix),
             metric_store=MetricStore(postgres),
+            document_store=DocumentStore(postgres),
             history=history,
             embedders=embedders,
             passage_index=passage_index,
             retriever=retriever,
-            documents=DocumentStatuses(elastic, settings.index_prefix),
+            documents=documents,
             parsers=Parsers(settings.document_bytes),
             answer_cache=answer_cache,
             memories=MemoryStore(elastic, settings.index_prefix),

@@ -2,44 +2,53 @@
 
     ELASTICSEARCH_URL=… python -m bench.retrieval [--rounds 3]
 
-First, learning from a cold start: passages a second, and the event loop's longest stall meanwhile, while 50 tasks wake
-up 50 times a second as streams of tokens do; beside that, the same loop with nothing to embed. A stall is how late a
-task comes, which a busy machine adds to; so the processor time of the loop's longest turn is printed, too. Then what a
-search takes in the app, against its own two requests (words, vectors) sent raw and at once: the same bodies, encoded
-before and not decoded; and against these two with the texts of what they find, which a search reads in a third request
-for the best few. The vectors of the questions are known on all sides.
+First, learning from a cold start, as a worker does it (`streams.learning` with statuses, progress and, for one document
+of a hundred, a parser's process), from a log in memory: passages a second, and the event loop's longest stall
+meanwhile, while 50 tasks wake up 50 times a second as streams of tokens do; beside that, the same loop with nothing to
+embed. A stall is how late a task comes, which a busy machine adds to; so the processor time of the loop's longest turn
+is printed, too. Then what a search takes in the app, against its own two requests (words, vectors) sent raw and at
+once: the same bodies, encoded before and not decoded; and against these two with the texts of what they find, which a
+search reads in a third request for the best few. The vectors of the questions are known on all sides.
 """
 
 import argparse
 import asyncio
+import gc
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from selectors import DefaultSelector, SelectorKey
 from statistics import median, quantiles
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 import aiohttp
 import click
 import msgspec
 
+from adapters.document_status import DocumentStatuses
 from adapters.elastic import open_elastic
 from adapters.embedder import Embedder, Embedders, open_embedders
-from adapters.passage_index import Learned, PassageIndex, _near, _words, keyed
+from adapters.parsers import Parsers
+from adapters.passage_index import PassageIndex, _near, _words
 from adapters.retriever import Retriever
 from bench.machine import described
 from config.settings import Settings
-from domain.knowledge import Passage, Reader
-from domain.passages import split
+from domain.knowledge import Reader
 from domain.retrieval import DEPTH, combined, keywords, queries
 from mlops import mtrag
+from streams.learning import Learner
+from streams.records import Document, DocumentOutcome, document_key, encode
 
 READER: Final = Reader("bench", "bench")
 STREAMS: Final = 50
 TOKEN_SECONDS: Final = 0.02
-AT_ONCE: Final = 32
+TOPIC: Final = "documents"
+ID: Final = "bench"
+PARTITIONS: Final = 4
+FILE_EVERY: Final = 100
+LOOK_SECONDS: Final = 0.5
 QUESTIONS: Final = 150
 NO_TEXT: Final = b'"_source":false'
 TEXT: Final = b'"_source":{"excludes":["vector"]}'
@@ -110,6 +119,7 @@ class Bench:
 
     settings: Settings
     index: PassageIndex
+    statuses: DocumentStatuses
     embedders: Embedders
 
     @property
@@ -119,28 +129,32 @@ class Bench:
 
     async def learn(self, texts: Sequence[mtrag.Text]) -> float:
         """Learn all passages; return the seconds that it took."""
+        given = Given(texts)
+        learner = Learner(
+            given,
+            TOPIC,
+            index=self.index,
+            statuses=self.statuses,
+            embedders=self.embedders,
+            parsers=Parsers(self.settings.document_bytes),
+            model=self.settings.embedding_model,
+            owned=lambda: set(given.logs),
+            set_aside=_refuse,
+            tell=_untold,
+        )
         began = time.perf_counter()
-        (index,) = await self.index.prepare(self.embedder.model, self.embedder.dims)
+        learning = asyncio.create_task(learner.run())
         with click.progressbar(length=len(texts), label="Learning", show_pos=True) as bar:
-            for start in range(0, len(texts), AT_ONCE):
-                part = texts[start : start + AT_ONCE]
-                await asyncio.gather(*(self._learn(index.name, text) for text in part))
-                bar.update(len(part))
-        await self.index.refresh()
+            while bar.pos < len(texts):
+                await asyncio.sleep(LOOK_SECONDS)
+                bar.update(await self._learned(given) - bar.pos)
+        learning.cancel()
         return time.perf_counter() - began
 
-    async def _learn(self, index: str, text: mtrag.Text) -> None:
-        pieces = await asyncio.to_thread(split, text.text)
-        passages = keyed(
-            READER.tenant,
-            [
-                Learned(Passage(text.passage_id, text.title, piece.path, piece.text, "", position))
-                for position, piece in enumerate(pieces)
-            ],
-        )
-        vectors = await self.embedder.documents([each.spoken for each in passages.values()])
-        new = {key: (each, vector) for (key, each), vector in zip(passages.items(), vectors, strict=True)}
-        await self.index.write(index, READER.tenant, new, {}, (), seen=False)
+    async def _learned(self, given: "Given") -> int:
+        """Return how many documents are done with."""
+        done = await asyncio.gather(*(self.statuses.progress(f"{TOPIC}@{ID}", each) for each in given.logs))
+        return sum(done)
 
     async def search(self, questions: Sequence[mtrag.Asked], concurrency: int, rounds: int) -> None:
         """Print what searches take here and raw."""
@@ -190,6 +204,56 @@ class Bench:
         return [msgspec.json.encode(body) for body in bodies]
 
 
+class Kept(NamedTuple):
+    """A record of the log."""
+
+    offset: int
+    key: bytes
+    value: bytes
+    at_ms: int
+
+
+class Given:
+    """The documents' topic: what is measured is learning, and not Kafka."""
+
+    def __init__(self, texts: Sequence[mtrag.Text]) -> None:
+        self.logs: dict[int, list[Kept]] = {partition: [] for partition in range(PARTITIONS)}
+        for number, text in enumerate(texts):
+            log = self.logs[number % PARTITIONS]
+            document = Document(
+                document_id=text.passage_id,
+                tenant=READER.tenant,
+                user=READER.user,
+                title=text.title,
+                text="" if number % FILE_EVERY == 0 else text.text,
+                file=text.text.encode() if number % FILE_EVERY == 0 else b"",
+            )
+            key = document_key(document.tenant, document.document_id)
+            log.append(Kept(len(log), key.encode(), encode(document), number))
+
+    async def topic_id(self, topic: str) -> str:
+        """Return what tells this topic from another of its name."""
+        return ID
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return how many records there are."""
+        return {partition: len(self.logs[partition]) for partition in partitions}
+
+    async def batch(
+        self, topic: str, partition: int, start: int, stop: int, *, most: int, most_bytes: int
+    ) -> Sequence[Kept]:
+        """Return records."""
+        return self.logs[partition][start : min(stop, start + most)]
+
+
+async def _refuse(*, error: Exception, **_: object) -> None:
+    raise error
+
+
+async def _untold(_: DocumentOutcome) -> None:
+    """Say to nobody what became of a document."""
+
+
 async def timed(way: Callable[[int], Awaitable[None]], count: int, concurrency: int) -> list[float]:
     """Return what each call took, in ms."""
     took: list[float] = []
@@ -216,10 +280,15 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
     async with open_elastic(settings) as elastic:
         began = time.perf_counter()
         async with open_embedders(settings) as embedders:
-            bench = Bench(settings, PassageIndex(elastic, settings.index_prefix), embedders)
+            prefix = settings.index_prefix
+            statuses = DocumentStatuses(elastic, prefix)
+            bench = Bench(settings, PassageIndex(elastic, prefix), statuses, embedders)
             try:
                 await bench.embedder.loaded()
                 loaded = time.perf_counter() - began
+                # As a worker does once it has started (`streams.app`): a full collection takes 80 ms.
+                gc.collect()
+                gc.freeze()
                 _, idle = await under_load(asyncio.sleep(5.0, 0.0), turns)
                 seconds, stalls = await under_load(bench.learn(texts), turns)
                 print(
@@ -232,6 +301,9 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
             finally:
                 for index in await bench.index.indices():
                     await bench.index.drop(index.name)
+                async with elastic.client() as client:
+                    names = f"{prefix}documents-v1,{prefix}documents-v1-progress"
+                    await client.indices.delete(index=names, ignore_unavailable=True)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class DocumentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document. ``path``: the headings that lead to it, outermost first, joined by " > "."""
+    """A piece of a document. ``path``: the headings that lead to it, outermost first, joined by " > ".
+
+    ``version``: the document's, which is another whenever that was learned from another record.
+    """
 
     document_id: str
     title: str
@@ -51,6 +54,7 @@ class Passage:
     text: str
     url: str = ""
     position: int = 0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

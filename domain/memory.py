@@ -100,13 +100,14 @@ def remembered(known: Memories, fact: Fact, *, most: int) -> Memories:
     return replace(known, facts=_bounded(_in_order(facts, fact.slot), most))
 
 
-def edited(known: Memories, fact_id: str, text: str, at: int) -> Memories:
-    """Return what is known with another text for a fact. The old one was wrong, and is gone."""
-    facts = [
-        replace(each, text=text, valid_from=max(at, each.valid_from)) if each.id == fact_id else each
-        for each in known.facts
-    ]
-    return replace(known, facts=facts)
+def edited(known: Memories, before: Fact, text: str, slot: str, kind: Kind, at: int) -> Memories:
+    """Return what is known with another text for a fact, of the slot and kind that it has now.
+
+    The old one was wrong, and is gone. What the new one says may take the place of another fact.
+    """
+    fact = replace(before, text=text, slot=slot, kind=kind, valid_from=max(at, before.valid_from))
+    facts = [fact if each.id == before.id else each for each in known.facts]
+    return replace(known, facts=facts if slot == before.slot else _in_order(facts, slot))
 
 
 def forgotten(known: Memories, slots: Iterable[str]) -> Memories:

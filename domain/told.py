@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from domain.grounding import CONTROL, UNSEEN
-from domain.memory import TEXT_LENGTH
+from domain.memory import TEXT_LENGTH, Fact, words
 from domain.secret import is_secret
 from domain.statements import NEGATED, OF_MINE, Told, stated, topic
 
 LONGEST: Final = 4000  # characters; who writes more has pasted it
 LONGEST_CLAUSE: Final = 2 * TEXT_LENGTH
 MOST: Final = 5  # facts of one question
+NOTE: Final = "note:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,21 @@ def as_told(text: str) -> Told:
     """Return a fact that was entered by hand, in its own words."""
     fact = _fact(text.rstrip(".!"))
     return Told(text, fact.slot, fact.kind) if fact else Told(text, _note_slot(text), "note")
+
+
+def as_edited(fact: Fact, text: str) -> Told:
+    """Return what a fact says after its text was changed by hand.
+
+    It is still about the same, unless the text states something else, or is a sentence with no word of the old one.
+    """
+    told = as_told(text)
+    if told.slot.startswith(NOTE) and (len(text.split()) < 3 or _telling(text) & _telling(fact.text)):
+        return Told(text, fact.slot, fact.kind)
+    return told
+
+
+def _telling(text: str) -> set[str]:
+    return {word for word in words(text) if len(word) > 1}
 
 
 def one_line(text: str) -> str:
@@ -161,7 +177,7 @@ def _note(said: str) -> Told | None:
 
 def _note_slot(text: str) -> str:
     """Return what a sentence speaks of: a later one that says something else of the same takes its place."""
-    return f"note:{topic(PREDICATE.split(text)[0])}"
+    return f"{NOTE}{topic(PREDICATE.split(text)[0])}"
 
 
 def _wish_to_forget(clause: str) -> Forget | None:

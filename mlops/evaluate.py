@@ -1,10 +1,13 @@
 """How well passages are found, and how well it is known that there are none: one table, by the code that answers run.
 
-    python -m mlops.evaluate [--keep]
+    python -m mlops.evaluate [--keep] [--fit]
 
 Learns the passages of the benchmark (`mlops.mtrag`) into indices of its own, on ELASTICSEARCH_URL or else on the
 embedded search server, and asks its questions. Rows differ in one thing each: the last question by words alone, by
 vectors alone, by both added up, and with its conversation, as `POST /v1/search` and answers find passages.
+
+``--fit`` fits what tells answerable questions from others anew, which is where the weights in `domain.retrieval` are
+from, and says how well that does on conversations that it was fitted without.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,27 +33,33 @@ from adapters.passage_index import PassageIndex, found_in, keyed
 from adapters.retriever import SPARE, Retriever
 from config.settings import Settings
 from deploy.embedded import Embedded
+from domain.errors import SinkUnavailable
 from domain.knowledge import Reader
-from domain.retrieval import DEPTH, by_document, fuse, keywords, queries
+from domain.retrieval import DEPTH, Signs, by_document, confidence, fuse, keywords, queries, signs
 from mlops import mtrag
 from mlops.mtrag import Answerability, Asked
-from mlops.scores import auc, ndcg, precision_recall, recall
+from mlops.scores import auc, cross_fitted, fitted, ndcg, precision_recall, recall
 from streams.learning import passages_of
 from streams.records import Document
 
 READER: Final = Reader("evaluation", "evaluation")
+JUDGED: Final = frozenset({"answerable", "partial", "unanswerable"})
 BATCH: Final = 64
 PASSAGES: Final = 5
-TOKENS: Final = 1536
+THRESHOLDS: Final = (0.5, 0.6, 0.7)
 WAYS: Final = ("BM25 alone", "vectors alone", "fused", "fused, with the conversation")
 
 
 @dataclass
 class Measured:
-    """What came of the questions. ``ranked``: documents by way. ``sure``: how sure the answer was to be."""
+    """What came of the questions.
+
+    ``ranked``: documents by way. ``sure``: how sure the answer was to be; ``signs``: of what.
+    """
 
     ranked: dict[str, list[list[str]]] = field(default_factory=lambda: {way: [] for way in WAYS})
     sure: list[float] = field(default_factory=list)
+    signs: list[Signs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,9 @@ class Bench:
             for question in bar:
                 for way, ranked in zip(WAYS, await self._ranked(question), strict=True):
                     measured.ranked[way].append(ranked)
-                measured.sure.append(await self._sure(question))
+                _, evidence = await self.retriever.ranked(READER, question.messages, PASSAGES)
+                measured.sure.append(confidence(evidence))
+                measured.signs.append(signs(evidence))
         return measured
 
     async def _ranked(self, question: Asked) -> list[list[str]]:
@@ -99,12 +110,6 @@ class Bench:
         found = [by_document(found_in(passages, ranked)) for ranked in best]
         found.append(await self.retriever.search(READER, question.messages, k=PASSAGES))
         return [list(dict.fromkeys(each.passage.document_id for each in way)) for way in found]
-
-    async def _sure(self, question: Asked) -> float:
-        retrieved = await self.retriever.find(READER, question.messages, k=PASSAGES, tokens=TOKENS, threshold=0)
-        if retrieved.outcome == "unavailable":
-            raise SystemExit("Elasticsearch does not answer in time.")
-        return retrieved.confidence
 
 
 def _document(text: mtrag.Text) -> Document:
@@ -133,20 +138,64 @@ def table(questions: Sequence[Asked], measured: Measured, threshold: float) -> s
 
 
 def _refusals(questions: Sequence[Asked], sure: Sequence[float], threshold: float) -> list[str]:
+    by = _by_kind(questions, sure)
+    return [
+        *_told_apart(by),
+        _at(threshold, by),
+        f"{len(by['underspecified'])} underspecified ones are left out: passages answer what they may mean.",
+    ]
+
+
+def _by_kind(questions: Sequence[Asked], sure: Sequence[float]) -> dict[str, list[float]]:
     by: dict[str, list[float]] = {kind: [] for kind in get_args(Answerability)}
     for question, each in zip(questions, sure, strict=True):
         by[question.answerability].append(each)
-    refused, full, answered = by["unanswerable"], by["answerable"], by["answerable"] + by["partial"]
-    judged = [(s < threshold, True) for s in refused] + [(s < threshold, False) for s in answered]
-    precision, found = precision_recall([said for said, _ in judged], [true for _, true in judged])
-    wrongly = sum(s < threshold for s in full) / len(full)
-    against, with_partial = auc(full, refused), auc(answered, refused)
+    return by
+
+
+def _told_apart(by: Mapping[str, Sequence[float]]) -> list[str]:
+    refused, full, partial = by["unanswerable"], by["answerable"], by["partial"]
+    against, with_partial = auc(full, refused), auc([*full, *partial], refused)
     return [
         f"Telling {len(refused)} unanswerable questions from {len(full)} answerable ones: AUC {against:.3f}.",
-        f"With {len(by['partial'])} partly answerable ones among these: AUC {with_partial:.3f}.",
-        f"At {threshold:g}: precision {precision:.2f}, recall {found:.2f}; {wrongly:.1%} of the answerable refused.",
-        f"{len(by['underspecified'])} underspecified ones are left out: passages answer what they may mean.",
+        f"With {len(partial)} partly answerable ones among these: AUC {with_partial:.3f}.",
     ]
+
+
+def _at(threshold: float, by: Mapping[str, Sequence[float]]) -> str:
+    refused, full = by["unanswerable"], by["answerable"]
+    judged = [(each < threshold, True) for each in refused]
+    judged += [(each < threshold, False) for each in (*full, *by["partial"])]
+    precision, found = precision_recall([said for said, _ in judged], [true for _, true in judged])
+    wrongly = sum(each < threshold for each in full) / len(full)
+    return f"At {threshold:g}: precision {precision:.2f}, recall {found:.2f}; {wrongly:.1%} of the answerable refused."
+
+
+def fit(questions: Sequence[Asked], measured: Measured) -> str:
+    """Return what a regression makes of the signs, on all questions and on those that it was fitted without."""
+    places = [place for place, each in enumerate(questions) if each.answerability in {"answerable", "unanswerable"}]
+    chosen = [questions[place] for place in places]
+    true = [each.answerability == "answerable" for each in chosen]
+    weights = fitted([measured.signs[place] for place in places], true)
+    judged = [place for place, each in enumerate(questions) if each.answerability in JUDGED]
+    likely = cross_fitted(
+        [measured.signs[place] for place in judged],
+        [questions[place].answerability != "unanswerable" for place in judged],
+        [questions[place].conversation for place in judged],
+        taught=[questions[place].answerability != "partial" for place in judged],
+    )
+    left_out = _by_kind([questions[place] for place in judged], likely)
+    now = _by_kind(questions, measured.sure)
+    names = (*Signs._fields, "bias")
+    return "\n".join(
+        [
+            "Fitted anew: " + ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, weights, strict=True)),
+            "On the conversations that it was fitted without, a tenth at a time:",
+            *(f"  {line}" for line in [*_told_apart(left_out), *(_at(each, left_out) for each in THRESHOLDS)]),
+            "With the weights in use, which were fitted on all of them:",
+            *(f"  {line}" for line in [*_told_apart(now), *(_at(each, now) for each in THRESHOLDS)]),
+        ]
+    )
 
 
 @asynccontextmanager
@@ -162,13 +211,15 @@ async def opened(settings: Settings, *, keep: bool) -> AsyncIterator[Bench]:
                     await index.drop(each.name)
 
 
-async def evaluate(settings: Settings, *, keep: bool) -> str:
+async def evaluate(settings: Settings, *, keep: bool, again: bool) -> str:
     """Return the table."""
     benchmark = mtrag.load()
     async with opened(settings, keep=keep) as bench:
         speed = await bench.learn(benchmark.texts, Parsers(settings.document_bytes))
         measured = await bench.ask(benchmark.questions)
     text = table(benchmark.questions, measured, settings.threshold("headrace"))
+    if again:
+        text += f"\n\n{fit(benchmark.questions, measured)}"
     return f"{text}\n\nLearned {speed:.0f} passages a second."
 
 
@@ -176,12 +227,16 @@ def main() -> None:
     """Evaluate, and print."""
     parser = argparse.ArgumentParser(prog="python -m mlops.evaluate", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the index for a look at it")
-    keep = parser.parse_args().keep
+    parser.add_argument("--fit", action="store_true", help="fit the weights anew, and judge them on what is left out")
+    options = parser.parse_args()
     with ExitStack() as stack:
         if not os.environ.get("ELASTICSEARCH_URL"):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             os.environ |= stack.enter_context(Embedded(folder, only={"es"})).environ
-        print(asyncio.run(evaluate(Settings(), keep=keep)))
+        try:
+            print(asyncio.run(evaluate(Settings(), keep=options.keep, again=options.fit)))
+        except SinkUnavailable as error:
+            raise SystemExit(f"Elasticsearch does not answer: {error}") from error
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import click
 from faust.cli import AppCommand, argument, option
 
 from adapters.document_log import DocumentLog, Sent, open_document_log
-from adapters.document_status import DocumentStatuses
+from adapters.document_status import DocumentStatuses, open_document_statuses
 from adapters.elastic import open_elastic
 from adapters.kafka_admin import ensure_topics
 from config import logging
@@ -29,7 +29,7 @@ from config.settings import Settings
 from domain.errors import LogUnavailable, SinkUnavailable
 from domain.files import MEDIA_TYPES, media_type_in, media_type_of
 from domain.knowledge import DocumentStatus
-from streams.learning import status_of
+from streams.learning import LONGEST_NAME, status_of
 from streams.records import Document, document_key, encode
 from streams.topics import Topics, partition_of
 
@@ -107,6 +107,11 @@ class Learn(AppCommand):
 
 
 def _owner(settings: Settings, tenant: str | None, user: str | None) -> Owner:
+    """Return whose the documents are. Raises `Refused` for names that no record's key or status could have."""
+    if any(name is not None and not 0 < len(name) <= LONGEST_NAME for name in (tenant, user)):
+        raise Refused(f"Names of tenants and users have 1 to {LONGEST_NAME} characters.")
+    if tenant and "/" in tenant:
+        raise Refused(f"The name of a tenant has no slash: {tenant!r} is none.")
     usual = "dev" if settings.auth == "dev" else ""
     if not (tenant or usual) or not (user or usual):
         raise Refused("Say whose documents they are: --tenant NAME --user NAME.")
@@ -118,7 +123,7 @@ async def _learn(
 ) -> Learned:
     if settings.retrieval == "off":
         raise Refused("Documents are switched off (HEADRACE_RETRIEVAL=off).")
-    files = dict(files_in(paths))
+    files = by_id(files_in(paths))
     if not files:
         raise Refused("There is no file of a kind that can be learned: PDF, DOCX, HTML, Markdown and text can.")
     began = time.monotonic()
@@ -137,8 +142,9 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[DocumentLog, Docume
     async with (
         open_document_log(settings.kafka_bootstrap_servers, spec.name, spec.record_bytes) as topic,
         open_elastic(settings) as elastic,
+        open_document_statuses(elastic, settings.index_prefix) as statuses,
     ):
-        yield topic, DocumentStatuses(elastic, settings.index_prefix)
+        yield topic, statuses
 
 
 class Learning:
@@ -266,6 +272,17 @@ def files_in(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
             is_hidden = any(part.startswith(".") for part in each.relative_to(path).parts)
             if not is_hidden and each.is_file() and media_type_of(each.name):
                 yield document_id_of(each.relative_to(path.parent).as_posix()), each
+
+
+def by_id(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Return files by their ids. Raises `Refused` where two would be one document."""
+    found: dict[str, Path] = {}
+    for document_id, path in files:
+        if (other := found.setdefault(document_id, path)) != path:
+            raise Refused(
+                f"{other} and {path} would both be the document {document_id!r}. Give a folder above both instead."
+            )
+    return found
 
 
 def document_id_of(name: str) -> str:

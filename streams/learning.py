@@ -7,14 +7,19 @@ Elasticsearch beside them, so an Elasticsearch that is lost is learned anew. (An
 not: what was learned stays noted. `reindex` fills another one.)
 
 To learn a document again changes what changed: a passage's id is made of its text and its place, so those that stay are
-not embedded again. Of several records of a document in one batch the last one counts; and a worker that has lost the
-partition meanwhile writes no more, because its successor may have come to a later one.
+not embedded again. Of several records of a document in one batch the last one counts.
+
+A worker that has lost the partition writes no more, because its successor may have come to a later record. One that was
+paused does not know that it has lost it, so it looks whether the progress is where its batch began before each write,
+and moves it only from there. Where it finds the progress elsewhere it may have written all the same, in the moment
+after a look: then it brings its documents to what the log says of them last, as the successor did.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Final, NoReturn, Protocol
 
@@ -26,11 +31,11 @@ from adapters.parsers import Parsers
 from adapters.passage_index import Index, Learned, PassageIndex, keyed
 from config import metrics
 from domain.backoff import pause
-from domain.errors import EmbedderUnavailable, NotOwner, Rejected, Retriable
+from domain.errors import EmbedderUnavailable, NotOwner, Overtaken, Rejected, Retriable
 from domain.knowledge import DocumentStatus, Passage
 from domain.passages import split
 from streams.archiving import SetAside
-from streams.records import Document, decode
+from streams.records import Document, DocumentOutcome, decode
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +57,6 @@ LONGEST_OWN_TITLE: Final = 300
 MOST_READERS: Final = 1000
 LATEST_MS: Final = 253_402_300_799_999
 """The end of the year 9999: no date can be written beyond it."""
-
-SET_ASIDE_BYTES: Final = 256 << 10
-"""Of a record's value, for a dead letter. The letter says where the rest stands."""
 
 
 class Record(Protocol):
@@ -90,6 +92,14 @@ class Task:
     document: Document | None = None
 
 
+Check = Callable[[], Awaitable[None]]
+"""Raises where somebody else is to learn what we are learning."""
+
+
+Tell = Callable[[DocumentOutcome], Awaitable[None]]
+"""Publishes what became of a document; raises `LogUnavailable`."""
+
+
 class Learner:
     """See the module. ``owned``: the partitions that this worker has now."""
 
@@ -105,6 +115,7 @@ class Learner:
         model: str,
         owned: Callable[[], set[int]],
         set_aside: SetAside,
+        tell: Tell,
     ) -> None:
         self._reader = reader
         self._topic = topic
@@ -115,6 +126,7 @@ class Learner:
         self._model = model
         self._owned = owned
         self._set_aside = set_aside
+        self._tell = tell
         self._next: dict[int, int] = {}
         self._working: dict[int, asyncio.Task[None]] = {}
         self._failures: dict[int, int] = {}
@@ -178,30 +190,60 @@ class Learner:
         """Learn the next records of a partition, and note that."""
         records = await self._reader.batch(self._topic, partition, start, end, most=AT_ONCE, most_bytes=BATCH_BYTES)
         began = time.monotonic()
-        latest: dict[bytes, Task] = {}
-        bad: list[tuple[Record, Rejected]] = []
-        for record in records:
-            try:
-                task = _task(record)
-            except Rejected as error:
-                bad.append((record, error))
-            else:
-                latest.pop(record.key, None)
-                latest[record.key] = task
-        if latest:
-            await self._learn(partition, list(latest.values()))
-            log.info("documents learned", documents=len(latest), took=round(time.monotonic() - began, 3))
-        for record, refusal in bad:  # last, or each attempt to learn the others would do it again
-            await self._set_aside(
-                topic=self._topic, partition=partition, offset=record.offset, error=refusal,
-                key=record.key, value=record.value[:SET_ASIDE_BYTES],
-            )  # fmt: skip
+        # In a thread, as whatever takes long: these may be 16 MB.
+        latest, bad = await asyncio.to_thread(_tasks, records)
         after = records[-1].offset + 1 if records else end
-        self._check_owned(partition)
-        await self._statuses.advance(self._log, partition, after)
+        check = partial(self._check, partition, start)
+        try:
+            if latest:
+                await self._learn(list(latest.values()), check)
+                log.info("documents learned", documents=len(latest), took=round(time.monotonic() - began, 3))
+            await check()
+            for record, refusal in bad:  # last, or each attempt to learn the others would do it again
+                await self._set_aside(
+                    topic=self._topic, partition=partition, offset=record.offset, error=refusal,
+                    key=record.key, value=record.value,
+                )  # fmt: skip
+            await self._statuses.advance(self._log, partition, start, after)
+        except (NotOwner, Overtaken):
+            await self._mend(partition, latest.keys(), after)
+            raise
         self._next[partition] = after
 
-    async def _learn(self, partition: int, tasks: Sequence[Task]) -> None:
+    async def _mend(self, partition: int, keys: Collection[bytes], after: int) -> None:
+        """Bring documents to what the log says of them last, if that is later than what we may have written."""
+        attempt = 0
+        while True:
+            try:
+                later, after = await self._later(partition, keys, after)
+                if not later:
+                    return
+                await self._learn(list(later.values()), _unchecked)
+                attempt = 0
+            except Retriable as error:
+                log.warning("what was learned late is not mended yet", partition=partition, reason=str(error))
+                attempt += 1
+                await asyncio.sleep(_pause(attempt))
+
+    async def _later(self, partition: int, keys: Collection[bytes], after: int) -> tuple[dict[bytes, Task], int]:
+        """Return what our successor may have come to of these documents already, and up to where.
+
+        That is what the progress has passed, and the batch behind it, which may be in work. What follows is learned
+        after all that we have written.
+        """
+        progress = await self._statuses.progress(self._log, partition)
+        end = (await self._reader.ends(self._topic, [partition]))[partition]
+        later: dict[bytes, Task] = {}
+        is_last = False
+        while after < end and not is_last:
+            is_last = after >= progress
+            records = await self._reader.batch(self._topic, partition, after, end, most=AT_ONCE, most_bytes=BATCH_BYTES)
+            tasks, _ = await asyncio.to_thread(_tasks, records)
+            later |= {key: task for key, task in tasks.items() if key in keys}
+            after = records[-1].offset + 1 if records else end
+        return later, after
+
+    async def _learn(self, tasks: Sequence[Task], check: Check) -> None:
         """Bring documents into every index, and say of each what became of it."""
         embedder = self._embedders.of(self._model)
         await embedder.loaded()
@@ -209,18 +251,22 @@ class Learner:
         known = await self._statuses.many([(task.tenant, task.document_id) for task in tasks])
         await self._index.refresh()
         said: list[tuple[DocumentStatus, int, bool]] = []
+        outcomes: list[DocumentOutcome] = []
         places = asyncio.Semaphore(WRITES_AT_ONCE)
 
         async def learn(task: Task) -> None:
             async with places:
-                self._check_owned(partition)
+                await check()
                 if task.document is None:
                     await self._index.forget(task.tenant, task.document_id)
                     await self._statuses.remove(task.tenant, task.document_id, task.at_ms)
+                    outcomes.append(_forgotten(task))
                     return
                 status = status_of(task.document, task.at_ms, known.get((task.tenant, task.document_id)))
                 with metrics.learning_duration.time():
-                    said.append((await self._learned(partition, task, status, indices), task.at_ms, True))
+                    status = await self._learned(task, status, indices, check)
+                said.append((status, task.at_ms, True))
+                outcomes.append(_outcome(status, task.at_ms))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -229,22 +275,25 @@ class Learner:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures
         await self._index.refresh()
+        await check()
         await self._statuses.write(*said)
+        await asyncio.gather(*map(self._tell, outcomes))
 
     async def _learned(
-        self, partition: int, task: Task, status: DocumentStatus, indices: Iterable[Index]
+        self, task: Task, status: DocumentStatus, indices: Iterable[Index], check: Check
     ) -> DocumentStatus:
         """Bring one document into every index; return what became of it."""
         assert task.document is not None
         try:
             passages = await self._passages(task.tenant, task.document)
             for index in indices:
-                await self._write(partition, index, task, passages)
+                await self._write(index, task, passages, check)
         except Rejected as error:
             metrics.documents.labels("failed").inc()
             log.warning("document not learned", document=task.document_id, reason=str(error))
             if task.document.readers:
                 # What it was to replace might be read by somebody who is not to read it any more.
+                await check()
                 await self._index.forget(task.tenant, task.document_id)
             return replace(status, status="failed", error=str(error))
         metrics.documents.labels("learned").inc()
@@ -254,7 +303,7 @@ class Learner:
     async def _passages(self, tenant: str, document: Document) -> dict[str, Learned]:
         """Return a document's passages by id. Raises `Rejected`, whatever it is that they cannot be had for."""
         try:
-            return keyed(tenant, await passages_of(document, self._parsers))
+            return await asyncio.to_thread(keyed, tenant, await passages_of(document, self._parsers))
         except (Rejected, Retriable):
             raise
         except Exception as error:
@@ -262,7 +311,7 @@ class Learner:
             log.exception("document met an unforeseen error", document=document.document_id)
             raise Rejected("The document cannot be read, by a fault of Headrace's own. Its log says more.") from error
 
-    async def _write(self, partition: int, index: Index, task: Task, passages: Mapping[str, Learned]) -> None:
+    async def _write(self, index: Index, task: Task, passages: Mapping[str, Learned], check: Check) -> None:
         """Make one index have a document as it is now.
 
         Old passages go last, so that it is never found less than before or after; but first where it is not for
@@ -272,21 +321,28 @@ class Learner:
         there = await self._index.ids(index.name, task.tenant, task.document_id)
         kept = {key: each for key, each in passages.items() if key in there}
         gone = there - passages.keys()
-        self._check_owned(partition)
+        if kept or gone:
+            await check()
         await self._index.write(index.name, task.tenant, {}, kept, gone if is_private else (), seen=False)
         for new in _shares((key, each) for key, each in passages.items() if key not in there):
             vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in new.values()])
             with_vectors = {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)}
-            self._check_owned(partition)
+            await check()
             await self._index.write(index.name, task.tenant, with_vectors, {}, (), seen=False)
             metrics.passages_embedded.inc(len(new))
-        self._check_owned(partition)
-        await self._index.write(index.name, task.tenant, {}, {}, () if is_private else gone, seen=False)
+        if gone and not is_private:
+            await check()
+            await self._index.write(index.name, task.tenant, {}, {}, gone, seen=False)
 
-    def _check_owned(self, partition: int) -> None:
-        """Raise `NotOwner` where the partition has gone to another worker: what is not noted, that one learns again."""
+    async def _check(self, partition: int, start: int) -> None:
+        """Raise `NotOwner` where the partition has gone to another worker: what is not noted, that one learns again.
+
+        Raises `Overtaken` where only that worker knows of it yet.
+        """
         if partition not in self._owned():
             raise NotOwner(f"partition {partition} has another owner now")
+        if (progress := await self._statuses.progress(self._log, partition)) != start:
+            raise Overtaken(f"another worker has learned partition {partition} up to {progress}, from {start}")
 
     @staticmethod
     async def _vectors(embedder: Embedder, texts: Sequence[str]) -> list[list[float]]:
@@ -300,6 +356,29 @@ class Learner:
                 await asyncio.sleep(LOOK_SECONDS)
 
 
+def _outcome(status: DocumentStatus, at_ms: int) -> DocumentOutcome:
+    assert status.status != "queued"
+    return DocumentOutcome(
+        document_id=status.document_id,
+        tenant=status.tenant,
+        status=status.status,
+        at=at_ms,
+        revision=2 * at_ms + 1,
+        user=status.user,
+        title=status.title,
+        url=status.url,
+        metadata=status.metadata,
+        error=status.error,
+        passages=status.passages,
+    )
+
+
+def _forgotten(task: Task) -> DocumentOutcome:
+    return DocumentOutcome(
+        document_id=task.document_id, tenant=task.tenant, status="forgotten", at=task.at_ms, revision=2 * task.at_ms + 1
+    )
+
+
 def _shares(passages: Iterable[tuple[str, Learned]]) -> Iterator[dict[str, Learned]]:
     """Yield passages in shares that are written at once."""
     left = iter(passages)
@@ -311,7 +390,26 @@ def _pause(attempt: int) -> float:
     return pause(attempt, first=LOOK_SECONDS, longest=LONGEST_PAUSE_SECONDS)
 
 
-def _task(record: Record) -> Task:
+async def _unchecked() -> None:
+    """Whoever learns what the log says last may."""
+
+
+def _tasks(records: Iterable[Record]) -> tuple[dict[bytes, Task], list[tuple[Record, Rejected]]]:
+    """Return what records ask for, of each document the last, in their order; and those that do not say it."""
+    latest: dict[bytes, Task] = {}
+    bad: list[tuple[Record, Rejected]] = []
+    for record in records:
+        try:
+            task = task_of(record)
+        except Rejected as error:
+            bad.append((record, error))
+        else:
+            latest.pop(record.key, None)
+            latest[record.key] = task
+    return latest, bad
+
+
+def task_of(record: Record) -> Task:
     """Return what a record asks for. Raises `Rejected` for one that does not say it, or whose key is another's."""
     tenant, _, document_id = record.key.decode(errors="replace").partition("/")
     # A producer may have said anything, -1 where it said nothing; as a version Elasticsearch refuses that for ever.
@@ -368,7 +466,7 @@ async def passages_of(document: Document, parsers: Parsers) -> list[Learned]:
 
 
 def _cut(document: Document, text: str, title: str) -> list[Learned]:
-    pieces = split(text)
+    pieces = split(text, title)
     if not pieces:
         raise Rejected("The document has no text.")
     if len(pieces) > MOST_PASSAGES:

@@ -12,6 +12,7 @@ import msgspec
 
 from domain import memory
 from domain.memory import HANDLED, Fact, Memories
+from domain.told import as_edited
 from streams.app import app
 from streams.records import MemoryChange, memories_key
 from tables.row_table import acknowledged, row_table
@@ -64,7 +65,10 @@ def _carried_out(known: Memories, order: MemoryChange, most: int) -> Memories:
         case "remember":
             return memory.remembered(known, _fact(order), most=most)
         case "edit":
-            return memory.edited(known, order.memory_id, order.text, order.at)
+            if (fact := known.find(order.memory_id)) is None:
+                return known
+            told = as_edited(fact, order.text)
+            return memory.edited(known, fact, told.text, told.slot, told.kind, order.at)
         case "forget":
             return memory.forgotten(known, _slots(known, order))
         case "forget_all":

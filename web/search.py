@@ -1,5 +1,6 @@
 """Search: the passages that an answer to a question would be given, for whoever wants to see them, and vectors."""
 
+import asyncio
 import sys
 from array import array
 from base64 import b64encode
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from domain.errors import SinkUnavailable
 from domain.knowledge import Found, Reader
 from web.auth import who
 from web.bodies import give, take
@@ -29,6 +31,8 @@ MAX_INPUTS: Final = 256
 async def search(request: web.Request) -> web.StreamResponse:
     """Return the best passages for a query, of each document one first."""
     site, wanted = request.app[SITE], await take(request, WantedSearch)
+    if site.chat.settings.retrieval == "off":
+        raise ApiError(409, "retrieval_off", "Documents are switched off here (HEADRACE_RETRIEVAL=off).")
     if not wanted.query.strip():
         raise bad_input("query", "query is empty.")
     if len(wanted.query) > site.chat.settings.max_input_chars:
@@ -40,7 +44,12 @@ async def search(request: web.Request) -> web.StreamResponse:
     if said and said[-1] == question:
         said.pop()
     reader = Reader(identity.tenant, identity.user)
-    found = await site.chat.services.retriever.search(reader, [*said, question], k=wanted.k)
+    seconds = site.chat.settings.retrieval_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            found = await site.chat.services.retriever.search(reader, [*said, question], k=wanted.k)
+    except TimeoutError as error:
+        raise SinkUnavailable(f"Elasticsearch did not answer within {seconds:g} s.") from error
     return give(SearchResults(data=[_hit(each) for each in found]))
 
 

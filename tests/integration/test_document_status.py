@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from elasticsearch import Elasticsearch
 
-from adapters.document_status import DocumentStatuses
+from adapters.document_status import DocumentStatuses, open_document_statuses
 from adapters.elastic import Elastic
-from domain.errors import SinkUnavailable
+from domain.errors import Overtaken, SinkUnavailable
 from domain.knowledge import DocumentStatus, Reader
 from tests.support.search import FailingSearch
 from tests.support.services import Services
@@ -22,7 +22,8 @@ LEARNED = replace(MANUAL, status="learned", passages=3)
 @pytest.fixture
 async def statuses(services: Services, index_prefix: str) -> AsyncIterator[DocumentStatuses]:
     elastic = Elastic(services.elasticsearch_url)
-    yield DocumentStatuses(elastic, index_prefix)
+    async with open_document_statuses(elastic, index_prefix) as opened:
+        yield opened
     await elastic.close()
 
 
@@ -120,11 +121,25 @@ async def test_of_many_workers_that_begin_one_makes_the_index(statuses: Document
 
 async def test_the_progress_is_where_it_was_left_of_each_partition_and_log(statuses: DocumentStatuses) -> None:
     assert await statuses.progress("documents@1", 0) == 0
-    await statuses.advance("documents@1", 0, 7)
-    await statuses.advance("documents@1", 0, 9)
+    await statuses.advance("documents@1", 0, 0, 7)
+    await statuses.advance("documents@1", 0, 7, 9)
 
     assert await statuses.progress("documents@1", 0) == 9
     assert await statuses.progress("documents@1", 1) == await statuses.progress("documents@2", 0) == 0
+
+
+async def test_of_two_that_move_the_progress_one_is_first(statuses: DocumentStatuses) -> None:
+    async def moved(before: int, offset: int) -> bool:
+        try:
+            await statuses.advance("documents@1", 0, before, offset)
+        except Overtaken:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(moved(0, 5) for _ in range(8)))) == 1
+    assert sum(await asyncio.gather(*(moved(5, 7) for _ in range(8)))) == 1
+    assert not await moved(5, 6)
+    assert await statuses.progress("documents@1", 0) == 7
 
 
 async def test_a_status_that_is_not_taken_is_said_and_taken_later(
@@ -145,3 +160,47 @@ async def test_a_status_that_is_not_taken_is_said_and_taken_later(
         await elastic.close()
 
     assert await statuses.read("acme", "manual") == LEARNED
+
+
+async def test_a_status_is_known_while_it_is_written_and_written_though_nobody_waits_any_more(
+    statuses: DocumentStatuses, services: Services, index_prefix: str
+) -> None:
+    proxy, let_through = FailingSearch(services.elasticsearch_url), asyncio.Event()
+    proxy.before_bulk = let_through.wait
+    await statuses.write((replace(LEARNED, updated_at=5), 5, True))
+    queued, first = replace(MANUAL, updated_at=6), replace(MANUAL, document_id="first")
+    async with proxy.serving():
+        elastic = Elastic(proxy.url)
+        async with open_document_statuses(elastic, index_prefix) as through:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await through.write((queued, 6, False), (first, 6, False))
+
+            assert await through.read("acme", "manual") == queued
+            assert await through.read("acme", "first") == first
+            assert await through.read("evil", "first") is None
+            assert (await statuses.read("acme", "manual") or MANUAL).status == "learned"
+            await statuses.write((replace(LEARNED, updated_at=7), 7, True))
+            assert (await through.read("acme", "manual") or MANUAL).updated_at == 7  # what is newer is there already
+
+            let_through.set()
+            while through._writing:
+                await asyncio.gather(*through._writing)
+            assert await statuses.read("acme", "first") == first
+            assert (await statuses.read("acme", "manual") or MANUAL).updated_at == 7
+        await elastic.close()
+
+
+async def test_what_is_still_being_written_ends_when_the_worker_does(services: Services, index_prefix: str) -> None:
+    proxy = FailingSearch(services.elasticsearch_url)
+    proxy.before_bulk = asyncio.Event().wait
+    async with proxy.serving():
+        elastic = Elastic(proxy.url)
+        async with open_document_statuses(elastic, index_prefix) as through:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await through.write((MANUAL, 5, False))
+            assert through._writing
+
+        assert not through._writing
+        await elastic.close()

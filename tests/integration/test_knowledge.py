@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import psycopg
 import pytest
 from aiohttp import web
 
@@ -17,6 +18,7 @@ from tests.support.chat_client import ChatClient, Seen
 from tests.support.document_files import pdf
 from tests.support.embedding import vector_of
 from tests.support.model_server import END_OF_PASSAGES, ModelServer
+from tests.support.postgres import rows
 from tests.support.scripted_answer import expected_answer
 from tests.support.services import Services, own_search
 
@@ -91,6 +93,8 @@ async def test_an_answer_rests_on_documents_and_cites_them_and_obeys_none(
     assert PORT in passages
     assert question == asked
 
+    await _follow_up(client, model, conversation, guide)
+
     # A document that gives orders is text within the fence, in which no chat template finds a mark of its own.
     asked = "Which colour is the bridge over the river Alder painted? [tokens=3 pace=0]"
     _, seen = await client.say(asked)
@@ -128,6 +132,18 @@ async def test_an_answer_rests_on_documents_and_cites_them_and_obeys_none(
         assert answer.status == 404
 
 
+async def _follow_up(client: Person, model: ModelServer, conversation: str, guide: str) -> None:
+    """By itself the second question would be too little to answer: it is searched for with the turn before it."""
+    asked = "And what listens there? [tokens=3 pace=0]"
+    seen = await client.read(await client.ask(conversation, asked))
+
+    citations: Any = seen.events[1].data
+    assert (seen.events[1].name, citations[0]["document_id"]) == ("turn.citations", guide)
+    (messages,) = prompts(model, asked)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert messages[2]["content"] == "Port 9092, no."
+
+
 @pytest.fixture
 async def embeddings() -> AsyncIterator[str]:
     """An embedding server whose vectors are of words."""
@@ -144,6 +160,31 @@ async def embeddings() -> AsyncIterator[str]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     await runner.cleanup()
+
+
+async def test_postgres_is_told_what_became_of_a_document(
+    services: Services,
+    database_url: str,
+    start_worker: StartWorker,
+    http: aiohttp.ClientSession,
+    embeddings: str,
+) -> None:
+    worker = await start_worker(services, HEADRACE_RETRIEVAL="on", HEADRACE_EMBEDDING_URL=embeddings)
+    client = Person(http, worker.url)
+
+    async def there(*wanted: tuple[object, ...]) -> None:
+        asked = "SELECT document_id, title, status, passages FROM documents"
+        found: list[tuple[object, ...]] | None = None
+        async with asyncio.timeout(30):
+            while found != list(wanted):
+                await asyncio.sleep(0.1)
+                with suppress(psycopg.errors.UndefinedTable):  # the worker is about to make it
+                    found = await asyncio.to_thread(rows, database_url, asked)
+
+    await client.give(PORT, "guide")
+    await there(("guide", "guide", "learned", 1))
+    await client.call("DELETE", "/v1/documents/guide")
+    await there()
 
 
 async def test_an_elasticsearch_that_is_killed_in_mid_answer_is_missed_by_the_next_one_alone(

@@ -24,7 +24,7 @@ from domain.knowledge import DocumentStatus, Passage, Reader
 from streams import learning
 from streams.learn_command import Owner, _learn
 from streams.learning import Learner
-from streams.records import Document, document_key, encode
+from streams.records import Document, DocumentOutcome, document_key, encode
 from streams.topics import Topics, partition_of
 from tests.conftest import Names
 from tests.support.document_files import docx, pdf
@@ -87,6 +87,9 @@ class Knowledge:
         async def set_aside(**letter: Any) -> None:
             self.set_aside.append(letter)
 
+        async def tell(outcome: DocumentOutcome) -> None:
+            assert outcome.status in {"learned", "failed", "forgotten"}
+
         learner = Learner(
             self._reader,
             self.topic,
@@ -97,6 +100,7 @@ class Knowledge:
             model="words",
             owned=self._owned,
             set_aside=set_aside,
+            tell=tell,
         )
         running = asyncio.create_task(learner.run())
         try:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from deploy.embedded import free_port
+from deploy.own_docs import OURS as OWN_DOCS
 
 ROOT = Path(__file__).parents[2]
 OURS = ("HEADRACE_", "KAFKA_BOOTSTRAP_SERVERS", "ELASTICSEARCH_URL", "DATABASE_URL", "OPENAI_BASE_URL")
@@ -52,6 +54,11 @@ class Up:
         with urlopen(f"{self.url}/v1/conversations") as answer:  # noqa: S310 - http, and ours
             return [each["title"] for each in json.load(answer)["data"]]
 
+    def learned(self) -> set[str]:
+        """Return the ids of documents that are learned."""
+        with urlopen(f"{self.url}/v1/documents?limit=200") as answer:  # noqa: S310 - http, and ours
+            return {each["document_id"] for each in json.load(answer)["data"] if each["status"] == "learned"}
+
 
 @pytest.fixture
 def make_up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
@@ -78,6 +85,9 @@ def test_make_up_answers_stops_and_finds_everything_again(make_up: Callable[[], 
     first = make_up()
 
     assert ask(first, "Why is the sky blue?")
+    while not (learned := first.learned()):
+        time.sleep(0.2)
+    assert all(learned_id.partition("/")[0] in OWN_DOCS for learned_id in learned)
     assert first.stop() == 0
     assert [child for child in first.children if child.is_running()] == []
     assert re.findall(r"Stopping (\w+)", first.said) == ["Worker", "Model", "PostgreSQL", "Kafka"]

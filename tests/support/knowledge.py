@@ -1,5 +1,6 @@
 """Documents and passages for the web layer, in memory."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ class FakeDocuments:
         self.known: dict[tuple[str, str], DocumentStatus] = {}
         self.down = False
         self.keeps = False  # what is to be forgotten is not forgotten yet
+        self.writes: list[list[str]] = []  # the ids of each
+        self.hangs = False  # what is written stays on its way
 
     async def of(self, reader: Reader, *, limit: int, after: str = "") -> list[DocumentStatus]:
         self._ask()
@@ -28,6 +31,9 @@ class FakeDocuments:
 
     async def write(self, *each: tuple[DocumentStatus, int, bool], shown: bool = True) -> None:
         assert not shown
+        self.writes.append([status.document_id for status, _, _ in each])
+        if self.hangs:
+            await asyncio.Event().wait()
         self._ask()
         for status, _, _ in each:
             self.known[status.tenant, status.document_id] = status
@@ -48,10 +54,13 @@ class FakeRetriever:
         self.asked: list[tuple[Reader, list[Mapping[str, Any]]]] = []
         self.found: list[Found] = []
         self.down = False
+        self.hangs = False
 
     async def search(self, reader: Reader, messages: Sequence[Mapping[str, Any]], *, k: int) -> list[Found]:
         if self.down:
             raise SinkUnavailable("Elasticsearch is not there", retry_after=2)
+        if self.hangs:
+            await asyncio.Event().wait()
         self.asked.append((reader, list(messages)))
         return self.found[:k]
 

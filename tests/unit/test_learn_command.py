@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from config.settings import Settings
 from domain.files import DOCX, media_type_of
 from domain.knowledge import DocumentStatus
-from streams.learn_command import DIGEST, _digest, _document, _is_learned, files_in
+from streams.learn_command import DIGEST, Refused, _digest, _document, _is_learned, _owner, by_id, files_in
 
 OWNER = ("acme", "ann")
 
@@ -20,6 +21,24 @@ def test_a_folder_gives_what_can_be_read_of_it_under_its_own_name(tmp_path: Path
 
     assert [name for name, _ in files_in([root])] == ["handbook/a.md", "handbook/leave/b.PDF"]
     assert [name for name, _ in files_in([root / "a.md", root / "leave/c.exe"])] == ["a.md"]
+
+
+def test_two_files_that_would_be_one_document_are_refused_and_one_given_twice_is_not(tmp_path: Path) -> None:
+    for name in ("a/docs", "b/docs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "README.md").write_text("x")
+
+    with pytest.raises(Refused) as refused:
+        by_id(files_in([tmp_path / "a/docs", tmp_path / "b/docs"]))
+    assert all(name in str(refused.value) for name in ("a/docs/README.md", "b/docs/README.md"))
+    assert len(by_id(files_in([tmp_path]))) == 2
+    assert len(by_id(files_in([tmp_path / "a/docs", tmp_path / "a/docs"]))) == 1
+
+
+@pytest.mark.parametrize(("tenant", "user"), [("a/b", "ann"), ("acme", "a" * 513), ("", "ann")])
+def test_an_owner_that_no_document_could_have_is_refused(tenant: str, user: str) -> None:
+    with pytest.raises(Refused, match=r"1 to 512 characters|no slash"):
+        _owner(Settings(), tenant, user)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What is noted as learned is learned: each document as its last record has it, and none holds up the others."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,11 +14,11 @@ from adapters.embedder import Embedders
 from adapters.parsers import Parsers, Unreadable
 from adapters.parsing_process import Parsed
 from adapters.passage_index import Index, Learned, PassageIndex
-from domain.errors import BadRecord, EmbedderUnavailable, NotOwner, Rejected, SinkUnavailable
+from domain.errors import BadRecord, EmbedderUnavailable, LogUnavailable, NotOwner, Overtaken, Rejected, SinkUnavailable
 from domain.knowledge import DocumentStatus
 from streams import learning
 from streams.learning import Learner
-from streams.records import Document, document_key, encode
+from streams.records import Document, DocumentOutcome, document_key, encode
 from tests.support.model_client import until
 from web.shapes import rfc3339
 
@@ -39,6 +41,7 @@ class FakeReader:
 
     def __init__(self) -> None:
         self.logs: dict[int, list[Kept]] = {0: [], 1: []}
+        self.failures = 0
 
     def add(self, key: str, value: bytes, *, partition: int = 0) -> None:
         kept = self.logs[partition]
@@ -49,6 +52,9 @@ class FakeReader:
         return f"id of {topic}"
 
     async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        if self.failures:
+            self.failures -= 1
+            raise LogUnavailable("no broker")
         return {each: self.logs[each][-1].offset + 1 if self.logs[each] else 0 for each in partitions}
 
     async def batch(
@@ -65,6 +71,7 @@ class FakeIndex:
         self.there: dict[tuple[str, str, str], dict[str, Learned]] = {}
         self.dims: dict[str, int] = {}
         self.refuse: Callable[[str], None] = lambda _: None
+        self.before_write: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
 
     async def prepare(self, model: str, dims: int) -> tuple[Index, ...]:
         return tuple(self.indices)
@@ -85,7 +92,7 @@ class FakeIndex:
         *,
         seen: bool = True,
     ) -> None:
-        await asyncio.sleep(0)
+        await self.before_write()
         for key, learned in [*((key, each) for key, (each, _) in new.items()), *kept.items()]:
             self.refuse(learned.passage.text)
             self.there.setdefault((index, tenant, learned.passage.document_id), {})[key] = learned
@@ -111,7 +118,9 @@ class FakeStatuses:
     async def progress(self, log: str, partition: int) -> int:
         return self.next.get((log, partition), 0)
 
-    async def advance(self, log: str, partition: int, offset: int) -> None:
+    async def advance(self, log: str, partition: int, before: int, offset: int) -> None:
+        if self.next.get((log, partition), 0) != before:
+            raise Overtaken("somebody else was first")
         self.next[log, partition] = offset
 
     async def many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], DocumentStatus]:
@@ -138,12 +147,14 @@ class FakeEmbedder:
         self.embedded: list[str] = []
         self.fails = 0
         self.meanwhile: Callable[[], None] = lambda: None
+        self.paused: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
 
     async def loaded(self) -> None:
         await asyncio.sleep(0)
 
     async def documents(self, texts: Sequence[str]) -> list[list[float]]:
         self.meanwhile()
+        await self.paused()
         if self.fails:
             self.fails -= 1
             raise EmbedderUnavailable("its process died")
@@ -172,6 +183,7 @@ class Setup:
     embedders: dict[str, FakeEmbedder] = field(default_factory=lambda: {"words": FakeEmbedder(2)})
     owned: set[int] = field(default_factory=lambda: {0})
     letters: list[tuple[int, int, str]] = field(default_factory=list)
+    told: list[DocumentOutcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.learner = Learner(
@@ -184,6 +196,7 @@ class Setup:
             model="words",
             owned=lambda: self.owned,
             set_aside=self.set_aside,
+            tell=self.tell,
         )
 
     async def learn(self) -> None:
@@ -197,6 +210,9 @@ class Setup:
     @property
     def embedder(self) -> FakeEmbedder:
         return self.embedders["words"]
+
+    async def tell(self, outcome: DocumentOutcome) -> None:
+        self.told.append(outcome)
 
     async def set_aside(
         self, *, topic: str, partition: int, offset: int, error: Exception, key: bytes, value: bytes
@@ -294,6 +310,32 @@ async def test_a_record_without_a_value_forgets(it: Setup) -> None:
     assert it.texts("guide") == []
     assert it.texts("guide", tenant="evil") == ["of another tenant"]
     assert list(it.statuses.known) == [("evil", "guide")]
+
+
+async def test_what_became_of_each_document_is_told_before_the_progress_passes_it(it: Setup) -> None:
+    it.give("manual", "text", url="https://example.invalid", metadata={"team": "data"})
+    it.give("photo", file=b"bad", media_type="application/pdf")
+    await it.learn()
+    it.forget("manual")
+    await it.learn()
+
+    forgotten, learned, failed = sorted(it.told, key=lambda each: (each.document_id, each.status))
+    assert (learned.document_id, learned.status, learned.passages, learned.user) == ("manual", "learned", 1, "ann")
+    assert (learned.url, learned.metadata) == ("https://example.invalid", {"team": "data"})
+    assert (failed.document_id, failed.status, failed.error) == (
+        "photo", "failed", "The PDF is damaged. Save it anew.",
+    )  # fmt: skip
+    assert (forgotten.document_id, forgotten.status, forgotten.user) == ("manual", "forgotten", "")
+    assert forgotten.revision >= learned.revision
+
+    def kafka_is_away(outcome: DocumentOutcome) -> None:
+        raise LogUnavailable("Kafka is away")
+
+    it.give("other", "text")
+    before, it.told = it.next(), cast("list[DocumentOutcome]", SimpleNamespace(append=kafka_is_away))
+    await it.learner.look()
+    await until(lambda: bool(it.learner._failures))
+    assert it.next() == before
 
 
 async def test_a_bad_record_is_set_aside_and_the_others_are_learned(it: Setup) -> None:
@@ -410,7 +452,7 @@ async def test_partitions_of_others_are_left_alone(it: Setup) -> None:
     assert it.texts("theirs") == ["theirs"]
     # What somebody else has learned of it meanwhile counts when it comes back.
     it.give("mine", "newer")
-    await it.statuses.advance("documents@id of documents", 0, 3)
+    await it.statuses.advance("documents@id of documents", 0, 1, 3)
     it.owned = {0, 1}
     await it.learn()
     assert it.texts("mine") == ["mine"]
@@ -422,6 +464,77 @@ async def test_a_partition_that_is_lost_in_the_middle_is_not_written_to_any_more
     await it.learn()
 
     assert (it.texts("guide"), it.statuses.known, it.next()) == ([], {}, 0)
+
+
+def once(do: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Return what does something the first time that it is called."""
+    left = [do]
+
+    async def first() -> None:
+        while left:
+            await left.pop()()
+
+    return first
+
+
+async def test_a_worker_that_was_paused_brings_nothing_back_that_was_deleted_meanwhile(it: Setup) -> None:
+    async def deleted() -> None:
+        it.forget("guide")
+        await Setup(it.reader, it.index, it.statuses).learn()  # our successor: we still believe that we own it
+
+    it.give("guide", "text")
+    it.embedder.paused = once(deleted)
+    await it.learn()
+
+    assert (it.texts("guide"), it.statuses.known, it.next()) == ([], {}, 3)
+
+
+@pytest.mark.parametrize("at_write", [1, 2])
+async def test_what_a_worker_wrote_that_was_paused_just_before_is_mended(it: Setup, at_write: int) -> None:
+    async def changed() -> None:
+        it.index.before_write = lambda: asyncio.sleep(0)
+        it.give("guide", "# A\nstays\n# B\nnew", title="Guide", readers=["bob"])
+        it.give("other", "other")
+        it.forget("gone")
+        await Setup(it.reader, it.index, it.statuses).learn()
+
+    it.give("guide", "# A\nstays\n# B\nold", title="Guide")
+    it.give("gone", "gone")
+    it.index.before_write = once(changed) if at_write == 1 else skip_one(once(changed))
+    await it.learn()
+
+    assert (it.texts("guide"), it.texts("gone"), it.texts("other")) == (["stays", "new"], [], ["other"])
+    passages = it.index.there[SERVING.name, "acme", "guide"].values()
+    assert {each.readers for each in passages} == {("ann", "bob")}
+    assert sorted(it.statuses.known) == [("acme", "guide"), ("acme", "other")]
+    assert it.next() == 9
+
+
+def skip_one(do: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Return what does something from the second time on that it is called."""
+    called = 0
+
+    async def from_second() -> None:
+        nonlocal called
+        called += 1
+        if called > 1:
+            await do()
+
+    return from_second
+
+
+async def test_what_was_written_late_is_mended_however_often_that_fails(it: Setup) -> None:
+    async def deleted() -> None:
+        it.index.before_write = lambda: asyncio.sleep(0)
+        it.forget("guide")
+        await Setup(it.reader, it.index, it.statuses).learn()
+        it.reader.failures = 3
+
+    it.give("guide", "text")
+    it.index.before_write = skip_one(once(deleted))
+    await it.learn()
+
+    assert (it.reader.failures, it.texts("guide"), it.statuses.known) == (0, [], {})
 
 
 async def test_what_the_embedding_process_dies_of_is_tried_with_the_next_one(it: Setup) -> None:
@@ -440,6 +553,29 @@ async def test_every_index_is_written_with_the_vectors_of_its_own_model(it: Setu
 
     assert it.texts("guide") == it.texts("guide", index=FILLING.name) == ["text"]
     assert it.index.dims == {SERVING.name: 2, FILLING.name: 3}
+
+
+async def test_what_takes_long_of_a_document_is_done_beside_the_loop(
+    it: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> None:
+        original = getattr(learning, name)
+
+        def watched(*given: Any) -> Any:
+            done.append((name, threading.current_thread() is threading.main_thread()))
+            return original(*given)
+
+        monkeypatch.setattr(learning, name, watched)
+
+    for name in ("decode", "split", "keyed"):
+        watch(name)
+    it.give("guide", "text")
+    await it.learn()
+
+    assert it.texts("guide") == ["text"]
+    assert done == [("decode", False), ("split", False), ("keyed", False)]
 
 
 async def test_more_records_than_one_batch_are_learned_in_their_order(it: Setup) -> None:

@@ -106,11 +106,25 @@ def test_what_is_erased_takes_with_it_what_it_had_superseded() -> None:
 
 
 def test_an_edited_fact_keeps_no_trace_of_what_it_said() -> None:
-    known = edited(knowing(fact("Ann", 1)), "name/Ann/1", "Anne", 7)
+    before = fact("Ann", 1)
+    known = edited(knowing(before), before, "Anne", "name", "identity", 7)
 
     assert [(each.text, each.id, each.created_at, each.valid_from) for each in known.facts] == [
         ("Anne", "name/Ann/1", 1, 7)
     ]
+
+
+def test_a_fact_that_is_edited_to_say_something_else_takes_the_place_of_what_said_that() -> None:
+    name, employer = fact("The user's name is Ann.", 1), fact("The user works at Acme.", 2, "employer")
+
+    known = knowing(name, employer)
+    for text in ("I work at Beta.", "I work at Gamma."):
+        order = MemoryChange(change_id=text, tenant="t", user="u", action="edit", memory_id=name.id, text=text, at=9)
+        known = changed(known, order, most=10)
+
+    assert [(each.id, each.text, each.slot) for each in known.valid] == [(name.id, "I work at Gamma.", "employer")]
+    known = remembered(known, fact("The user's name is Beth.", 10), most=10)
+    assert texts(known) == ["The user's name is Beth.", "I work at Gamma."]
 
 
 def test_what_was_told_before_everything_was_forgotten_does_not_come_back() -> None:

@@ -1,7 +1,9 @@
 """Every kind of file comes out as Markdown; a bad one as a sentence that says what to do, and nothing else happens."""
 
 import asyncio
+import errno
 import io
+import signal
 import sys
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from pypdf import PageObject, PdfReader, PdfWriter
 
 from adapters import parsers, parsing_process
-from adapters.parsers import Parsers, Unreadable
+from adapters.parsers import Parsers, ParserUnavailable, Unreadable
 from domain.files import DOCX, media_type_in
 from tests.support.document_files import docx, pdf
 from tests.support.model_client import until
@@ -155,6 +157,51 @@ def _lives(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_to_all_of_a_workers_processes_fails_no_file(stop: signal.Signals) -> None:
+    reading = asyncio.create_task(read(b"<p>" + b"a<b>c</b>" * 50_000, "text/html"))
+    mine = psutil.Process()
+    child = psutil.Process()
+
+    def begun() -> bool:
+        nonlocal child
+        child = next((each for each in mine.children() if "adapters.parsing_process" in each.cmdline()), mine)
+        return child != mine and child.nice() > mine.nice()  # its limits are set
+
+    await until(begun)
+    child.send_signal(stop)
+
+    assert (await reading).startswith("a**c**")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+async def test_a_process_that_is_stopped_before_it_reads_says_nothing_about_the_file(
+    stop: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    async def stopped(*_: str, **options: Any) -> asyncio.subprocess.Process:
+        return await start(sys.executable, "-c", f"import os, signal; signal.signal({stop:d}, signal.SIG_DFL);"
+                           f" os.kill(os.getpid(), {stop:d})", **options)  # fmt: skip
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", stopped)
+
+    with pytest.raises(ParserUnavailable):
+        await read(b"text", "text/plain")
+
+
+async def test_a_machine_that_starts_no_process_now_says_nothing_about_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refused(*_: str, **__: Any) -> asyncio.subprocess.Process:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+
+    with pytest.raises(ParserUnavailable, match="Resource temporarily unavailable"):
+        await read(b"text", "text/plain")
 
 
 async def test_the_process_that_reads_a_file_is_given_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

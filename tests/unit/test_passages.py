@@ -1,12 +1,13 @@
 """A document is cut where its structure is, nothing of it is lost, and no passage is larger than a model reads."""
 
 import re
+import textwrap
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.passages import Piece, model_tokens, split
+from domain.passages import BESIDE, Piece, model_tokens, split
 
 
 def letters(text: str) -> str:
@@ -98,6 +99,57 @@ def test_long_prose_is_cut_between_sentences_and_overlaps() -> None:
     for before, after in pairwise(pieces):
         assert after.text.split(". ")[0] in before.text
     assert {sentence for piece in pieces for sentence in re.findall(r"This[^.]*\.", piece.text)} == set(sentences)
+
+
+def test_a_long_list_is_cut_between_items_that_keep_their_lines() -> None:
+    items = [f"{number}. Step {number}. Do this,\n   and then that." for number in range(60)]
+
+    pieces = split("\n".join(items), most=60, overlap=0)
+
+    assert len(pieces) > 3
+    assert all(re.match(r"\d+\. Step", piece.text) for piece in pieces)
+    assert "\n".join(piece.text for piece in pieces) == "\n".join(items)
+
+
+def test_wrapped_prose_is_cut_at_sentences_and_not_where_its_lines_end() -> None:
+    text = textwrap.fill(" ".join(f"This is sentence number {number} of a long text." for number in range(80)), 72)
+
+    pieces = split(text, most=100, overlap=0)
+
+    assert len(pieces) > 3
+    assert all(piece.text.startswith("This is") and piece.text.endswith("text.") for piece in pieces)
+    assert " ".join(piece.text for piece in pieces).split() == text.split()
+
+
+def test_lines_without_sentences_are_cut_between_lines() -> None:
+    lines = [f"2026-11-{number:02} worker {number} started" for number in range(1, 60)]
+
+    pieces = split("\n".join(lines), most=100)
+
+    assert [line for piece in pieces for line in piece.text.split("\n")] == lines
+
+
+def test_sentences_end_without_a_space_where_a_script_has_none() -> None:
+    sentences = [f"これは{number}番目の文です。" for number in range(60)]
+
+    pieces = split("".join(sentences), most=100, overlap=0)
+
+    assert len(pieces) > 3
+    assert all(piece.text.startswith("これは") and piece.text.endswith("です。") for piece in pieces)
+
+
+def test_title_and_headings_take_room_from_the_text_but_never_most_of_it() -> None:
+    prose = "Some words of one syllable each. " * 100
+
+    def longest(title: str, heading: str) -> int:
+        return max(model_tokens(piece.text) for piece in split(f"# {heading}\n{prose}", title, overlap=0))
+
+    assert longest("Guide", "Leave") > 190
+    assert 130 < longest("a title of many words " * 10, "Leave") <= 200 + BESIDE - 51
+    assert 90 < longest("Guide", "some heading of many words " * 10) <= 200
+    assert 90 < longest("a title of many words " * 100, "Leave") <= 100
+    # What no title is given to is called by its first heading.
+    assert longest("", "one heading or another " * 8) <= 200 + BESIDE - 2 * 32
 
 
 blocks = st.sampled_from(

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.memory import Fact
 from domain.secret import is_secret
 from domain.statements import Told
-from domain.told import LONGEST, MOST, Forget, as_told, one_line, told_in
+from domain.told import LONGEST, MOST, Forget, as_edited, as_told, one_line, told_in
 
 FACTS = {
     "my name is Ann": ("The user's name is Ann.", "name"),
@@ -184,6 +185,23 @@ def test_what_is_entered_by_hand_stays_in_its_words_and_finds_its_slot() -> None
     assert as_told("I work at Acme.") == Told("I work at Acme.", "employer", "identity")
     assert as_told("The demo is on Friday") == Told("The demo is on Friday", "note:demo", "note")
     assert as_told("The demo is on Monday").slot == as_told("The demo is on Friday").slot
+
+
+@pytest.mark.parametrize(
+    ("text", "slot"),
+    [
+        ("The user's name is Anna.", "name"),
+        ("Anna", "name"),
+        ("I work at Acme.", "employer"),
+        ("My dog is Rex", "my:dog"),
+        ("The demo is on Friday.", "note:demo"),
+    ],
+)
+def test_what_is_edited_stays_in_its_slot_unless_it_says_something_else(text: str, slot: str) -> None:
+    told = as_edited(Fact("f", "The user's name is Ann.", "name", "identity", 1, 1), text)
+
+    assert (told.text, told.slot) == (text, slot)
+    assert told.kind == ("identity" if slot in {"name", "employer"} else "note")
 
 
 def test_a_text_becomes_one_line_that_no_chat_template_takes_for_more() -> None:

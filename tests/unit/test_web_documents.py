@@ -141,6 +141,35 @@ async def test_nobody_replaces_or_forgets_what_somebody_else_gave() -> None:
         assert [record.text for record in published(web)] == ["# Kafka\nA log.", "new"]
 
 
+async def test_operators_and_admins_forget_and_replace_what_they_may_not_read() -> None:
+    async with serving(auth="dev") as web:  # where everyone is an admin
+        known = web.worker.services.documents.known
+        known["dev", "private"] = DocumentStatus("private", "dev", "ann", readers=["ann"])
+        known["other", "theirs"] = DocumentStatus("theirs", "other", "ann")
+
+        assert (await web.call("GET", f"{PATH}/private", key=None)).status == 404
+        response = await web.call("POST", PATH, {"id": "private", "title": "P", "text": "new"}, key=None)
+        assert (response.status, published(web)[0].user) == (202, "ann")
+        assert (await web.call("DELETE", f"{PATH}/private", key=None)).status == 204
+        assert (await web.call("DELETE", f"{PATH}/theirs", key=None)).status == 404
+        assert ("other", "theirs") in known
+
+
+async def test_that_many_files_are_queued_is_told_at_once_and_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("web.documents.TOLD_SECONDS", 0.01)
+    async with serving() as web:
+        web.worker.services.documents.hangs = True
+
+        many = await upload(web, ("a.md", b"# A"), ("b.md", b"# B"), ("c.md", b"# C"))
+
+        ids = [record.document_id for record in published(web)]
+        assert [record.name for record in published(web)] == ["a.md", "b.md", "c.md"]
+        assert [each["document_id"] for each in many["data"]] == ids
+        assert web.worker.services.documents.writes == [ids]
+
+
 async def test_a_document_that_is_replaced_was_created_when_it_was() -> None:
     async with serving() as web:
         await give(web, {"id": "d"})
@@ -257,6 +286,22 @@ async def test_without_elasticsearch_a_search_says_when_to_come_back() -> None:
         response = await web.call("POST", "/v1/search", {"query": "x"})
 
         assert (response.status, response.headers["Retry-After"]) == (503, "2")
+
+
+async def test_a_search_that_elasticsearch_does_not_answer_ends_in_time() -> None:
+    async with serving(retrieval_seconds=0.01) as web:
+        web.worker.services.retriever.hangs = True
+        response = await web.call("POST", "/v1/search", {"query": "x"})
+
+        assert (response.status, "0.01 s" in await response.text()) == (503, True)
+
+
+async def test_where_documents_are_switched_off_nothing_is_searched() -> None:
+    async with serving(retrieval="off") as web:
+        response = await web.call("POST", "/v1/search", {"query": "x"})
+
+        assert (response.status, (await response.json())["error"]["code"]) == (409, "retrieval_off")
+        assert web.worker.services.retriever.asked == []
 
 
 # -- embeddings
