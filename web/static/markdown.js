@@ -10,9 +10,11 @@
  */
 
 import { Marked } from "./vendor/marked/marked.esm.js";
-import DOMPurify from "./vendor/dompurify/purify.es.js";
+import "./vendor/dompurify/purify.min.js";
 import { colour } from "./code.js";
 import { copyButton } from "./copy.js";
+
+const { DOMPurify } = globalThis;
 
 const TAGS = [
   ..."p h3 h4 h5 h6 ul ol li blockquote pre code em strong del a br hr sub sup kbd".split(" "),
