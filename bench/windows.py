@@ -4,10 +4,11 @@
     python -m bench.windows elasticsearch [--rows 1000,10000] [--repeat 9] [--warm-up 15]
 
 Needs DATABASE_URL; makes schemas of its own there and drops them at the end. "Raw" is one transaction that copies the
-same rows, all of those that are new, into twins of the tables, with their indexes and partitions: without progress,
-and without a look at which conversations are there. Half of the answers were given passages, which are rows of their
-own. The two take turns, so that a busy moment meets both, and the median of the ratios of neighbours counts. Then a
-flush into tables that hold so many turns already, against one into its twin that is empty.
+same rows into twins of the tables, with their indexes and partitions: without progress, and without a look at which
+conversations are there. Where a conversation goes on, the flush writes its row anew, and raw copies it; its older row
+was deleted before, which is not counted. Half of the answers were given passages, which are rows of their own. The two
+take turns, so that a busy moment meets both, and the median of the ratios of neighbours counts. Then a flush into
+tables that hold so many turns already, against one into its twin that is empty.
 
 Of Elasticsearch, at ELASTICSEARCH_URL, "raw" is the same NDJSON, encoded before, in one request to a twin of the index.
 Rounds of the first seconds do not count: a fresh JVM has yet to compile what it does often, on the cores that both use.
@@ -169,12 +170,18 @@ async def schema(url: str) -> AsyncIterator[tuple[Flush, psycopg.AsyncConnection
             await admin.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(name))
 
 
-async def copy_raw(connection: psycopg.AsyncConnection[object], window: Window, known: set[UUID]) -> None:
-    """Copy what is new of a window in one transaction, and do nothing else."""
+async def make_room(connection: psycopg.AsyncConnection[object], window: Window) -> None:
+    """Delete the rows of the conversations that go on, so that raw COPY can write them."""
+    async with connection.transaction():
+        ids = list(conversations_of(window.turns))
+        await connection.execute("DELETE FROM conversations WHERE conversation_id = ANY(%b)", (ids,))
+
+
+async def copy_raw(connection: psycopg.AsyncConnection[object], window: Window) -> None:
+    """Copy the rows of a window in one transaction, and do nothing else."""
     turns = window.turns
     async with connection.transaction():
-        new = [row for key, row in conversations_of(turns).items() if key not in known]
-        await copy_rows(connection, CONVERSATIONS, new)
+        await copy_rows(connection, CONVERSATIONS, list(conversations_of(turns).values()))
         await copy_rows(connection, USAGE, [tuple(getattr(row, name) for name in BILLED) for row in turns])
         await copy_rows(connection, TURNS, turns)
         await copy_rows(connection, CITATIONS, [row for given in window.citations.values() for row in given])
@@ -195,11 +202,11 @@ async def against_raw(url: str, rows: int, repeat: int, *, goes_on: bool) -> Non
         for each in (flush, flush_twin):
             await each(first)
         known = [turn.conversation_id for turn in first.turns] if goes_on else []
-        seen = set(known)
         flushed, copied = [], []
         for _ in range(repeat):
             window = maker.window(rows, known)
-            copied.append(await timed(copy_raw(twin, window, seen)))
+            await make_room(twin, window)
+            copied.append(await timed(copy_raw(twin, window)))
             flushed.append(await timed(flush(window)))
     ratio = statistics.median(raw / ours for raw, ours in zip(copied, flushed, strict=True))
     what = "half of the conversations there" if goes_on else "all conversations new"
