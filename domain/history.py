@@ -6,11 +6,14 @@ An item's place in the list says where a page begins, so whatever comes in at th
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from domain.generation import Usage
 from domain.knowledge import Citation, Retrieval
 from domain.turns import Cache, Failure, Outcome, Timings
+
+LEFT: Final = 100
+"""How many turns that left a row it remembers by their ids, in 4 kB. The archive has them minutes later, as a rule."""
 
 T = TypeVar("T")
 

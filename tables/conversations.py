@@ -18,6 +18,7 @@ import msgspec
 from domain.conversation import last_that_fit, parent_of_next, title_from
 from domain.errors import Rejected
 from domain.generation import Usage
+from domain.history import LEFT
 from domain.knowledge import Citation, Retrieval
 from domain.summary import Summary, carried_on, summary_of
 from domain.turns import Cache, Failure, Outcome, Timings
@@ -26,7 +27,6 @@ from streams.records import Control, Question, Turn
 from tables.row_table import acknowledged, row_table
 
 SEPARATOR = "\x1f"  # sorts below every character of a tenant, a user or an id
-LEFT = 100  # ids, in 4 kB; the archive has a turn minutes after it left, unless Postgres is away for long
 
 
 class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from domain.errors import LogUnavailable, SinkUnavailable
-from domain.history import Owner, is_near, page_of
+from domain.history import LEFT, Owner, is_near, page_of
 from domain.ids import place_of
 from web.errors import bad_input
 from web.feedback import said_of
@@ -117,6 +117,8 @@ async def turns(
     if not is_near(near, _turn_id, floor=floor, before=before, limit=limit):
         try:
             stored = await _stored(site, identity, conversation_id, known, before, limit + 1)
+            if unavailable := _lags(left, stored, before):
+                stored = []
             reaches = stored[-1].turn_id if len(stored) > limit else ""
             known |= {turn.turn_id for turn in stored}
             missing = [each for each in left or () if reaches < each < (before or BEYOND) and each not in known]
@@ -129,6 +131,17 @@ async def turns(
     said = await said_of(site, identity, [turn.turn_id for turn in page.items if turn.outcome])
     shown = [_as_listed(turn, said.get(turn.turn_id)) for turn in _as_answered(page.items[::-1], near)]
     return Turns(shown, page.has_more, unavailable)
+
+
+def _lags(left: Sequence[str] | None, stored: Sequence[TurnInConversation], before: str | None) -> bool:
+    """Return whether the archive may lack turns that the table does not remember any more.
+
+    It remembers the latest that left, and has forgotten older ones when these are as many as it can remember. If the
+    archive, which has turns in their order, has none of these, it may not have come to the forgotten ones either.
+    """
+    if left is None or len(left) < LEFT or (before or BEYOND) <= min(left):
+        return False
+    return all(turn.turn_id < min(left) for turn in stored)
 
 
 def _as_answered(turns: Sequence[TurnInConversation], near: Sequence[TurnInConversation]) -> list[TurnInConversation]:

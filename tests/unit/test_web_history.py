@@ -282,6 +282,23 @@ async def test_a_turn_that_has_left_the_table_and_is_not_archived_yet_is_read_fr
     ]
 
 
+async def test_what_the_archive_may_lack_and_the_table_has_forgotten_is_no_silent_gap(
+    web: Web, history: FakeHistory
+) -> None:
+    conversation_id = await web.begin()
+    await answered(web, "New", conversation_id)
+    has_left(web, conversation_id, *(_of(conversation_id, number) for number in range(10, 110)))
+    archive(history, conversation_id, 7)  # 8 and 9 have left so long ago that nobody knows of them
+
+    found = await read(web, conversation_id)
+    assert (inputs(found), found["older_unavailable"]) == (["New"], True)
+
+    archive(history, conversation_id, 10)
+    found = await read(web, conversation_id)
+    expected = [f"Question {number}?" for number in range(1, 11)]
+    assert (inputs(found), found["older_unavailable"]) == ([*expected, "New"], False)
+
+
 async def test_a_conversation_that_only_the_archive_has_can_be_read_asked_in_renamed_and_erased(
     web: Web, history: FakeHistory
 ) -> None:
