@@ -62,19 +62,21 @@ class TokenLog:
         wraps it in `contextlib.aclosing`, so that the turn is let go at once.
         """
         seen = after + 1
-        ended = False
-        while not ended:
+        while True:
             async with self.attach(turn_id, partition, since) as turn:
                 if turn.expired and not turn.pieces:
                     raise Expired(f"the log has no tokens of turn {turn_id} any more")
-                while not (ended := turn.fold.ended and len(turn.pieces) <= seen) and not turn.cut:
-                    if len(turn.pieces) > seen:
-                        pieces = turn.pieces[seen:]
-                        seen += len(pieces)
-                        yield pieces
-                    else:
-                        # A turn that was cut off is attached again, and raises there if that is of no use.
-                        with suppress(LogUnavailable):
+                pieces, fold = turn.pieces, turn.fold
+                # A turn that was cut off is attached again, and raises there if that is of no use.
+                with suppress(LogUnavailable):
+                    while True:
+                        if len(pieces) > seen:
+                            new = pieces[seen:]
+                            seen += len(new)
+                            yield new
+                        elif fold.ended:
+                            return
+                        else:
                             await turn.changed(seen)
 
     async def end_offset(self, partition: int) -> int:
