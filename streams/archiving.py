@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
 import structlog
 
@@ -136,6 +136,26 @@ class _Range(NamedTuple):
     next: int
     first: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch(Generic[W]):
+    """The records of one range of a log, what each of them is, and who takes them."""
+
+    span: Span
+    topic: str
+    records: Sequence[Record]
+    kind: type[W]
+    give: Callable[[Span, Mapping[int, W]], Awaitable[None]]
+
+    def halves(self) -> tuple[Self, Self]:
+        """Return its first half and its second."""
+        half = len(self.records) // 2
+        middle = self.records[half].offset
+        return (
+            replace(self, span=replace(self.span, stop=middle), records=self.records[:half]),
+            replace(self, span=replace(self.span, start=middle), records=self.records[half:]),
+        )
 
 
 class Archiver:
@@ -337,26 +357,21 @@ class Archiver:
             # A broker that has just become the leader may tell an end before ours; what lies beyond comes next time.
             stop = records[-1].offset + 1 if records else min(max(start, lacks.first), lacks.end)
             if stop > start:
-                given += await self._give(Span(each.name, partition, start, stop), each.topic, records, kind, give)
+                span = Span(each.name, partition, start, stop)
+                given += await self._give(_Batch(span, each.topic, records, kind, give))
             if not records:
                 break
             start = stop
         return given
 
-    async def _give(
-        self,
-        span: Span,
-        topic: str,
-        records: Sequence[Record],
-        kind: type[W],
-        give: Callable[[Span, Mapping[int, W]], Awaitable[None]],
-    ) -> int:
+    async def _give(self, batch: _Batch[W]) -> int:
         """Give the sink one batch. One that fails again and again for no reason that passes is given in halves."""
+        span = batch.span
         where = span.log, span.partition
         try:
-            given = await self._give_whole(span, topic, records, kind, give)
+            given = await self._give_whole(batch)
         except Exception as error:
-            if may_pass(error) or not records:
+            if may_pass(error) or not batch.records:
                 raise
             start, failed = self._unforeseen.get(where, (span.start, 0))
             failed = failed + 1 if start == span.start else 1
@@ -364,71 +379,52 @@ class Archiver:
             if failed < MAX_ATTEMPTS:
                 raise
             # Raises where it is the sink that fails, and nobody's record.
-            await give(replace(span, stop=span.start), {})
+            await batch.give(replace(span, stop=span.start), {})
             log.exception("archive takes a batch apart", sink=self._sink.name, log=span.log, offset=span.start)
-            given = await self._give_apart(span, topic, records, kind, give, error)
+            given = await self._give_apart(batch, error)
         self._unforeseen.pop(where, None)
         return given
 
-    async def _give_apart(
-        self,
-        span: Span,
-        topic: str,
-        records: Sequence[Record],
-        kind: type[W],
-        give: Callable[[Span, Mapping[int, W]], Awaitable[None]],
-        error: Exception,
-    ) -> int:
+    async def _give_apart(self, batch: _Batch[W], error: Exception) -> int:
         """Give a batch that failed in halves, and these likewise; set aside the records that fail by themselves."""
-        if len(records) == 1:
-            await self._refuse(span, topic, records, {records[0].offset: repr(error)})
-            await give(span, {})
+        if len(batch.records) == 1:
+            await self._refuse(batch, {batch.records[0].offset: repr(error)})
+            await batch.give(batch.span, {})
             return 0
-        half, given = len(records) // 2, 0
-        middle = records[half].offset
-        for part, some in (
-            (replace(span, stop=middle), records[:half]),
-            (replace(span, start=middle), records[half:]),
-        ):
+        given = 0
+        for half in batch.halves():
             try:
-                given += await self._give_whole(part, topic, some, kind, give)
+                given += await self._give_whole(half)
             except Exception as again:
                 if may_pass(again):
                     raise
-                given += await self._give_apart(part, topic, some, kind, give, again)
+                given += await self._give_apart(half, again)
         return given
 
-    async def _give_whole(
-        self,
-        span: Span,
-        topic: str,
-        records: Sequence[Record],
-        kind: type[W],
-        give: Callable[[Span, Mapping[int, W]], Awaitable[None]],
-    ) -> int:
+    async def _give_whole(self, batch: _Batch[W]) -> int:
         """Give the sink one batch; what it will never take goes to the dead letters, and the rest is given again."""
-        if kind is Turn:
-            self._turn_bytes = sum(len(record.value) for record in records) / max(1, len(records))
-        found = await _decoded(records, kind)
+        if batch.kind is Turn:
+            self._turn_bytes = sum(len(record.value) for record in batch.records) / max(1, len(batch.records))
+        found = await _decoded(batch.records, batch.kind)
         while True:
             try:
                 with metrics.archive_batch.labels(self._sink.name).time():
-                    await give(span, found)
+                    await batch.give(batch.span, found)
                 return len(found)
             except SinkRefused as refused:
                 refusals = {offset: reason for offset, reason in refused.reasons.items() if offset in found}
                 if not refusals:
                     raise
-            await self._refuse(span, topic, records, refusals)
+            await self._refuse(batch, refusals)
             found = {offset: one for offset, one in found.items() if offset not in refusals}
 
-    async def _refuse(self, span: Span, topic: str, records: Sequence[Record], reasons: Mapping[int, str]) -> None:
+    async def _refuse(self, batch: _Batch[W], reasons: Mapping[int, str]) -> None:
         """Write the dead letters of those records that have a reason, by offset."""
-        for record in records:
+        for record in batch.records:
             if record.offset in reasons:
                 reason = SinkRefused({record.offset: f"{self._sink.name}: {reasons[record.offset]}"})
                 await self._set_aside(
-                    topic=topic, partition=span.partition, offset=record.offset, error=reason,
+                    topic=batch.topic, partition=batch.span.partition, offset=record.offset, error=reason,
                     key=record.key, value=record.value,
                 )  # fmt: skip
 
