@@ -5,8 +5,10 @@
 First, learning from a cold start, as a worker does it (`streams.learning` with statuses, progress and, for one document
 of a hundred, a parser's process), from a log in memory: passages a second, and the event loop's longest stall
 meanwhile, while 50 tasks wake up 50 times a second as streams of tokens do; beside that, the same loop with nothing to
-embed. A stall is how late a task comes, which a busy machine adds to; so the processor time of the loop's longest turn
-is printed, too. Then what a search takes in the app, against its own two requests (words, vectors) sent raw and at
+embed. A stall is how late a task comes, which a busy machine adds to. So three more are printed (Linux tells): how long
+the loop's thread could have run meanwhile and had no core; the lateness without that, which is the worker's own doing:
+turns, and threads that hold the interpreter's lock; and the processor time of the loop's longest turn. Then what a
+search takes in the app, against its own two requests (words, vectors) sent raw and at
 once: the same bodies, encoded before and not decoded; and against these two with the texts of what they find, which a
 search reads in a third request for the best few. The vectors of the questions are known on all sides.
 """
@@ -18,6 +20,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from selectors import DefaultSelector, SelectorKey
 from statistics import median, quantiles
 from typing import Any, Final, NamedTuple
@@ -35,6 +38,7 @@ from adapters.passage_index import PassageIndex, _near, _words
 from adapters.retriever import Retriever
 from bench.machine import described
 from config.settings import Settings
+from domain.errors import SinkUnavailable
 from domain.knowledge import Reader
 from domain.retrieval import DEPTH, combined, keywords, queries
 from mlops import mtrag
@@ -51,6 +55,7 @@ FILE_EVERY: Final = 100
 LOOK_SECONDS: Final = 0.5
 QUESTIONS: Final = 150
 NO_TEXT: Final = b'"_source":false'
+SCHEDSTAT: Final = Path("/proc/thread-self/schedstat")
 TEXT: Final = b'"_source":{"excludes":["vector"]}'
 
 
@@ -72,21 +77,41 @@ class Turns(DefaultSelector):
 
 @dataclass
 class Stalls:
-    """How late a task that wants to run every millisecond does, in ms, and what the loop's own turns take."""
+    """How late a task that wants to run every millisecond does, in ms, and what the loop's own turns take.
+
+    ``coreless``: how long the loop's thread was ready meanwhile and had no core. ``own``: what is left of the lateness.
+    A thread that holds the interpreter's lock and itself has no core counts there: the loop does not wait for a core.
+    """
 
     turns: Turns
     late: list[float] = field(default_factory=list)
+    coreless: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
 
     async def watch(self) -> None:
         """Notice until cancelled."""
         self.turns.took.clear()
         while True:
+            before = _coreless()
             due = time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
-            self.late.append((time.perf_counter() - due) * 1000)
+            late = (time.perf_counter() - due) * 1000
+            coreless = _coreless() - before
+            self.late.append(late)
+            self.coreless.append(coreless)
+            self.own.append(max(0.0, late - coreless))
 
     def __str__(self) -> str:
-        return f"late: {_spread(self.late)}; processor time of a turn: {_spread(self.turns.took)}"
+        return (
+            f"late: {_spread(self.late)}; without a core: {_spread(self.coreless)}; late but for that:"
+            f" {_spread(self.own)}; processor time of a turn: {_spread(self.turns.took)}"
+        )
+
+
+def _coreless() -> float:
+    """Return how long this thread has waited for a core since it began, in ms (Linux, sched-stats)."""
+    _, waited_ns, _ = SCHEDSTAT.read_bytes().split()
+    return int(waited_ns) / 1e6
 
 
 def _spread(times: Sequence[float]) -> str:
@@ -147,13 +172,16 @@ class Bench:
         with click.progressbar(length=len(texts), label="Learning", show_pos=True) as bar:
             while bar.pos < len(texts):
                 await asyncio.sleep(LOOK_SECONDS)
-                bar.update(await self._learned(given) - bar.pos)
+                bar.update(max(0, await self._learned(given) - bar.pos))
         learning.cancel()
         return time.perf_counter() - began
 
     async def _learned(self, given: "Given") -> int:
         """Return how many documents are done with."""
-        done = await asyncio.gather(*(self.statuses.progress(f"{TOPIC}@{ID}", each) for each in given.logs))
+        try:
+            done = await asyncio.gather(*(self.statuses.progress(f"{TOPIC}@{ID}", each) for each in given.logs))
+        except SinkUnavailable:  # for a moment at the beginning, while their index is being made
+            return 0
         return sum(done)
 
     async def search(self, questions: Sequence[mtrag.Asked], concurrency: int, rounds: int) -> None:
