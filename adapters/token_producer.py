@@ -16,7 +16,6 @@ from what its tail shows is right in either case.
 """
 
 import asyncio
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from adapters.frames import encode
 from adapters.librdkafka import Complaints, LeaderLook, client_config
 from config import metrics
 from domain.errors import LogUnavailable
+from domain.pace import Pace
 from domain.tokens import Token
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class TokenProducer:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._topic = topic
-        self._gap = frame_ms / 1000
+        self._pace = Pace(frame_ms / 1000)
         self._on_written = on_written
         self._look = LeaderLook(Complaints("token producer"))
         self._looking: asyncio.Future[None] | None = None
@@ -211,20 +211,12 @@ class TokenProducer:
         if self._closed:
             raise LogUnavailable("the token log is closed")
         lane.armed = True
-        due = self._next_beat(lane.sent_at)
+        due = self._pace.after(lane.sent_at)
         if due <= self._loop.time():
             # At the end of this loop iteration, so that what one read of a model's socket brings shares a frame.
             lane.timer = self._loop.call_soon(self._due, lane)
         else:
             lane.timer = self._loop.call_at(due, self._due, lane)
-
-    def _next_beat(self, sent_at: float) -> float:
-        """Return when a partition that sent at this time sends again, ``frame_ms`` later on average.
-
-        All partitions send on one beat, so that eight of them wake everybody concerned once and not eight times.
-        One that fell off the beat (a lone token, a claim) joins it again after half a gap at least.
-        """
-        return math.ceil(sent_at / self._gap + 0.5) * self._gap if self._gap else sent_at
 
     def _due(self, lane: _Lane) -> None:
         lane.timer = None
@@ -305,6 +297,7 @@ class TokenProducer:
     def _acknowledged(self, frame: _Frame, offset: int, seconds: float) -> None:
         lane = frame.lane
         lane.frames.remove(frame)
+        self._pace.took(seconds)
         self._unacknowledged -= len(frame.tokens)
         if offset >= 0:
             self._on_written(lane.partition, offset, frame.tokens)
