@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import gc
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ from domain.errors import SinkUnavailable
 from domain.knowledge import Reader
 from domain.retrieval import DEPTH, combined, keywords, queries
 from mlops import mtrag
+from streams.app import SWITCH_SECONDS
 from streams.learning import Learner
 from streams.records import Document, DocumentOutcome, document_key, encode
 
@@ -301,6 +303,7 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
     """Run and print."""
     if "ELASTICSEARCH_URL" not in os.environ:
         raise SystemExit("Set ELASTICSEARCH_URL to an Elasticsearch that serves nobody else.")
+    sys.setswitchinterval(SWITCH_SECONDS)  # as a worker
     data = mtrag.load()
     texts = data.texts[: arguments.passages]
     settings = Settings(index_prefix=f"bench-{uuid4().hex[:8]}-")
