@@ -75,7 +75,7 @@ class LoggedTurn:
         while len(self.pieces) <= seen and self.fold.epoch == epoch and not self.fold.ended:
             if self._cut:
                 raise LogUnavailable(self._cut)
-            waiter = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
                 await waiter

@@ -81,14 +81,13 @@ class Turns(DefaultSelector):
 class Stalls:
     """How late a task that wants to run every millisecond does, in ms, and what the loop's own turns take.
 
-    ``coreless``: how long the loop's thread was ready meanwhile and had no core. ``own``: what is left of the lateness.
-    A thread that holds the interpreter's lock and itself has no core counts there: the loop does not wait for a core.
+    ``coreless``: how long the loop's thread was ready meanwhile and had no core. What is left of the lateness is the
+    worker's own, also where another thread holds the interpreter's lock and has no core: the loop waits for the lock.
     """
 
     turns: Turns
     late: list[float] = field(default_factory=list)
     coreless: list[float] = field(default_factory=list)
-    own: list[float] = field(default_factory=list)
 
     async def watch(self) -> None:
         """Notice until cancelled."""
@@ -97,16 +96,14 @@ class Stalls:
             before = _coreless()
             due = time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
-            late = (time.perf_counter() - due) * 1000
-            coreless = _coreless() - before
-            self.late.append(late)
-            self.coreless.append(coreless)
-            self.own.append(max(0.0, late - coreless))
+            self.late.append((time.perf_counter() - due) * 1000)
+            self.coreless.append(_coreless() - before)
 
     def __str__(self) -> str:
+        own = [max(0.0, late - coreless) for late, coreless in zip(self.late, self.coreless, strict=True)]
         return (
             f"late: {_spread(self.late)}; without a core: {_spread(self.coreless)}; late but for that:"
-            f" {_spread(self.own)}; processor time of a turn: {_spread(self.turns.took)}"
+            f" {_spread(own)}; processor time of a turn: {_spread(self.turns.took)}"
         )
 
 
