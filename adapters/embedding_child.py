@@ -1,19 +1,25 @@
-"""A model in a process of its own (`adapters.embedding_process`): kept running, asked one thing at a time, in order.
+"""A model in a process of its own (`adapters.embedding_process`): kept running, asked in order.
 
-Questions go before documents, and documents come in small batches, so that a question waits for one batch at most.
-What somebody no longer waits for is not asked. The process is started again when it dies. What a document was asked
-meanwhile is asked again, each text alone; a text in whose work the process died three times is refused from then on,
-since it would kill every process that comes.
+Questions and documents have a lane each, because the process answers them beside one another: no question waits for a
+document. On each lane one request is under way at a time, and what somebody no longer waits for is not asked.
+
+The process is started again when it or its fork for documents dies. What a document was asked meanwhile is asked again,
+each text alone; a text in whose work it died three times is refused from then on, since it would kill every process
+that comes.
 """
 
 import asyncio
+import os
+import signal
+import socket
 import sys
 from array import array
+from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -31,6 +37,9 @@ Vector = list[float]
 PROJECT: Final = Path(__file__).resolve().parents[1]
 LOAD_SECONDS: Final = 120.0
 WORK_SECONDS: Final = 60.0
+SPARE_SECONDS: Final = 1800.0
+"""How long a batch of documents may take: on a machine with nothing to spare, idle work gets a thousandth of a core."""
+
 DEATHS: Final = 3
 SUSPECTS: Final = 1000
 LASTED_SECONDS: Final = 60.0
@@ -47,6 +56,27 @@ class _Asked:
     answer: "asyncio.Future[array[float]]"
 
 
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """Requests of one kind, and how many seconds one of them may take."""
+
+    patience: float
+    waiting: deque[_Asked] = field(default_factory=deque)
+    in_work: _Asked | None = None
+    stir: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, asked: _Asked) -> None:
+        self.waiting.append(asked)
+        self.stir.set()
+
+    def next(self) -> _Asked | None:
+        """Return what is to be asked next, without what nobody waits for any more."""
+        while self.waiting:
+            if not (asked := self.waiting.popleft()).answer.done():
+                return asked
+        return None
+
+
 class Child:
     """See the module. ``command`` is the process; ``name`` is the model's, for the log.
 
@@ -60,9 +90,8 @@ class Child:
     def __init__(self, command: Sequence[str | Path], name: str) -> None:
         self._command = command
         self._name = name
-        self._waiting: tuple[deque[_Asked], deque[_Asked]] = (deque(), deque())  # questions, documents
-        self._in_work: _Asked | None = None
-        self._stir = asyncio.Event()
+        self._questions = _Lane(WORK_SECONDS)
+        self._documents = _Lane(SPARE_SECONDS)
         self._is_loaded = asyncio.Event()
         self._deaths: OrderedDict[str, int] = OrderedDict()
         self._running: asyncio.Task[NoReturn] | None = None
@@ -88,7 +117,7 @@ class Child:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        self._dismiss(*self._waiting)
+        _dismiss([*self._questions.waiting, *self._documents.waiting])
 
     async def vectors(self, texts: Sequence[str], *, first: bool) -> list[Vector]:
         """Return a vector for each text.
@@ -119,8 +148,7 @@ class Child:
         if not self.ready:
             raise EmbedderUnavailable("the embedding model is being loaded", retry_after=5)
         asked = _Asked(wanted, asyncio.get_running_loop().create_future())
-        self._waiting[0 if first else 1].append(asked)
-        self._stir.set()
+        (self._questions if first else self._documents).put(asked)
         return await asked.answer
 
     async def _loaded_again(self) -> None:
@@ -148,43 +176,64 @@ class Child:
 
     async def _live(self) -> NoReturn:
         """Start a process, and serve by it until it ends. Raises EOFError then, and what else ends it."""
-        process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE, cwd=PROJECT)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, str(theirs.fileno()), stdin=PIPE, stdout=PIPE, cwd=PROJECT, pass_fds=[theirs.fileno()]
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
         try:
+            assert process.stdin is not None
+            assert process.stdout is not None
             async with asyncio.timeout(LOAD_SECONDS):
-                ready = msgspec.msgpack.decode(await _read(process), type=Ready)
+                ready = msgspec.msgpack.decode(await _read(process.stdout), type=Ready)
+                await _read(reader)  # the fork says the same
             self.dims = ready.dims
             self._is_loaded.set()
             log.info("embedding model loaded", model=self._name, dims=ready.dims, window=ready.window)
-            await self._serve(process)
+            await self._serve(
+                process,
+                asyncio.create_task(self._work(self._questions, process.stdout, process.stdin)),
+                asyncio.create_task(self._work(self._documents, reader, writer)),
+            )
         finally:
             self._is_loaded.clear()
             self._bury()
+            writer.close()
             await _end(process)
 
-    async def _serve(self, process: Process) -> NoReturn:
+    async def _serve(
+        self, process: Process, questions: asyncio.Task[NoReturn], documents: asyncio.Task[NoReturn]
+    ) -> NoReturn:
+        """Return never; raise what ended the work on one of the lanes, or EOFError where the process ended."""
         ended = asyncio.create_task(process.wait())
-        ended.add_done_callback(lambda _: self._stir.set())
+        tasks = (ended, questions, documents)
         try:
-            while not ended.done():
-                self._stir.clear()
-                while (asked := self._next()) is not None:
-                    self._in_work = asked
-                    async with asyncio.timeout(WORK_SECONDS):
-                        given = await _exchange(process, asked.wanted)
-                    self._in_work = None
-                    self._answer(asked, given)
-                await self._stir.wait()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # What the process died of is what it was asked. The fork for documents is another one.
+            self._blame(self._documents if documents.done() else self._questions)
+            for work in (questions, documents):
+                if work.done():
+                    work.result()
             raise EOFError(f"exit code {ended.result()}")
         finally:
-            ended.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _next(self) -> _Asked | None:
-        """Return what is to be asked next, without what nobody waits for any more."""
-        for queue in self._waiting:
-            while queue:
-                if not (asked := queue.popleft()).answer.done():
-                    return asked
-        return None
+    async def _work(self, lane: _Lane, reader: StreamReader, writer: StreamWriter) -> NoReturn:
+        """Ask one thing after the other."""
+        while True:
+            lane.stir.clear()
+            while (asked := lane.next()) is not None:
+                lane.in_work = asked
+                async with asyncio.timeout(lane.patience):
+                    writer.write(framed(asked.wanted))
+                    await writer.drain()
+                    given = msgspec.msgpack.decode(await _read(reader), type=Given)
+                lane.in_work = None
+                self._answer(asked, given)
+            await lane.stir.wait()
 
     def _answer(self, asked: _Asked, given: Given) -> None:
         for text in asked.wanted.texts:
@@ -198,23 +247,27 @@ class Child:
             values.frombytes(given.values)
             asked.answer.set_result(values)
 
+    def _blame(self, lane: _Lane) -> None:
+        """Note in whose work the process ended."""
+        for text in lane.in_work.wanted.texts if lane.in_work is not None else ():
+            self._deaths[text] = self._deaths.pop(text, 0) + 1
+        while len(self._deaths) > SUSPECTS:
+            self._deaths.popitem(last=False)
+
     def _bury(self) -> None:
         """Tell those who have asked that the process is gone. Documents that were not begun wait for the next one."""
-        if (asked := self._in_work) is not None:
-            self._in_work = None
-            for text in asked.wanted.texts:
-                self._deaths[text] = self._deaths.pop(text, 0) + 1
-            while len(self._deaths) > SUSPECTS:
-                self._deaths.popitem(last=False)
-            self._dismiss(deque([asked]))
-        self._dismiss(self._waiting[0])
+        for lane in (self._questions, self._documents):
+            if lane.in_work is not None:
+                _dismiss([lane.in_work])
+                lane.in_work = None
+        _dismiss(self._questions.waiting)
+        self._questions.waiting.clear()
 
-    @staticmethod
-    def _dismiss(*queues: deque[_Asked]) -> None:
-        for queue in queues:
-            while queue:
-                if not (asked := queue.popleft()).answer.done():
-                    asked.answer.set_exception(_Ended("the embedding process ended", retry_after=5))
+
+def _dismiss(those: Iterable[_Asked]) -> None:
+    for asked in those:
+        if not asked.answer.done():
+            asked.answer.set_exception(_Ended("the embedding process ended", retry_after=5))
 
 
 def command_for(folder: Path, task: Task) -> list[str | Path]:
@@ -222,23 +275,17 @@ def command_for(folder: Path, task: Task) -> list[str | Path]:
     return [sys.executable, "-m", "adapters.embedding_process", folder.resolve(), task]
 
 
-async def _exchange(process: Process, wanted: Wanted) -> Given:
-    assert process.stdin is not None
-    process.stdin.write(framed(wanted))
-    await process.stdin.drain()
-    return msgspec.msgpack.decode(await _read(process), type=Given)
-
-
-async def _read(process: Process) -> bytes:
-    """Return the next message of a process, without its length. Raises EOFError."""
-    assert process.stdout is not None
-    head = await process.stdout.readexactly(HEAD_BYTES)
-    return await process.stdout.readexactly(int.from_bytes(head, "big"))
+async def _read(reader: StreamReader) -> bytes:
+    """Return the next message, without its length. Raises EOFError."""
+    head = await reader.readexactly(HEAD_BYTES)
+    return await reader.readexactly(int.from_bytes(head, "big"))
 
 
 async def _end(process: Process) -> None:
-    """Kill a process, and wait until it and its pipes are gone."""
+    """Kill a process and its fork, and wait until it and its pipes are gone."""
     with suppress(ProcessLookupError):
         process.kill()
+    with suppress(ProcessLookupError):  # before it has loaded the model it is in the worker's group
+        os.killpg(process.pid, signal.SIGKILL)
     with suppress(OSError):
         await process.communicate()

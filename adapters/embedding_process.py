@@ -1,14 +1,21 @@
 """The child process that turns texts into vectors, for `adapters.embedding_child`: a model there stops no stream here.
 
-    python -m adapters.embedding_process FOLDER [vectors|scores]
+    python -m adapters.embedding_process FOLDER vectors|scores SOCKET
 
-Requests come on stdin and answers go to stdout, one after the other, each msgpack behind its length (4 bytes, big
-endian). It says first what the model is, and ends with its stdin, which is to say with the worker, however that ends.
+Questions come on stdin and their answers go to stdout, one after the other, each msgpack behind its length (4 bytes,
+big endian). It says first what the model is, and ends with its stdin, which is to say with the worker, however that
+ends.
+
+Documents come in the same form on a socket, whose descriptor is given, to a fork of this process: it shares the memory
+that the model was loaded into. Linux runs it as idle work, on cores that nobody else wants. While it was only niced,
+the worker's loop waited for milliseconds on the one core and the model kept the other (docs/adr/0015).
 """
 
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -117,6 +124,27 @@ def serve(requests: BinaryIO, answers: BinaryIO, ready: Ready, compute: Compute)
             write(answers, given)
 
 
+def serve_all(questions: BinaryIO, answers: BinaryIO, documents: int, ready: Ready, compute: Compute) -> None:
+    """Answer questions here, and beside them what is asked on the socket ``documents``, until the questions end."""
+    os.setpgid(0, 0)  # so that this process and its fork can be ended at once
+    with socket.socket(fileno=documents) as connection:
+        asked, answered = connection.makefile("rb"), connection.makefile("wb")
+    if not hasattr(os, "SCHED_IDLE"):
+        # macOS has no such class, and its numerical library does not bear a fork.
+        threading.Thread(target=serve, args=(asked, answered, ready, compute), daemon=True).start()
+    elif os.fork() == 0:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        # Who waits for the end of the process that answers questions must not wait for this one.
+        for pipe in (questions, answers):
+            os.dup2(asked.fileno(), pipe.fileno())
+        serve(asked, answered, ready, compute)
+        os._exit(0)
+    else:
+        asked.close()
+        answered.close()
+    serve(questions, answers, ready, compute)
+
+
 def main() -> None:
     """Load the model, and serve."""
     # Ctrl-C goes to all processes of a terminal: the worker decides when it needs no vectors any more.
@@ -126,7 +154,7 @@ def main() -> None:
     # Libraries print; what they print must not stand between our messages.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    folder, task = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "vectors"
+    folder, task, documents = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if not Path(folder).is_dir():
         raise SystemExit(f"{folder} is no folder")  # and no name that a library would look up elsewhere
 
@@ -136,7 +164,7 @@ def main() -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types
     torch.set_num_threads(1)
     ready, compute = _scores(folder) if task == "scores" else _vectors(folder)
-    serve(sys.stdin.buffer, answers, ready, compute)
+    serve_all(sys.stdin.buffer, answers, documents, ready, compute)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from domain.errors import SinkUnavailable
 from domain.knowledge import Reader
 from domain.retrieval import DEPTH, combined, keywords, queries
 from mlops import mtrag
-from streams.app import SWITCH_SECONDS
+from streams.app import GC_THRESHOLDS, SWITCH_SECONDS
 from streams.learning import Learner
 from streams.records import Document, DocumentOutcome, document_key, encode
 
@@ -317,6 +317,7 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
                 # As a worker does once it has started (`streams.app`): a full collection takes 80 ms.
                 gc.collect()
                 gc.freeze()
+                gc.set_threshold(*GC_THRESHOLDS)
                 _, idle = await under_load(asyncio.sleep(5.0, 0.0), turns)
                 seconds, stalls = await under_load(bench.learn(texts), turns)
                 print(

@@ -18,10 +18,11 @@ after a look: then it brings its documents to what the log says of them last, as
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -39,6 +40,8 @@ from streams.records import Document, DocumentOutcome, decode
 
 log = structlog.get_logger(__name__)
 
+R = TypeVar("R")
+
 LOOK_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 10.0
 AT_ONCE: Final = 32
@@ -47,6 +50,9 @@ PARTITIONS_AT_ONCE: Final = 4
 WRITES_AT_ONCE: Final = 4
 PASSAGES_AT_ONCE: Final = 128
 """Passages of a document that are embedded and written together: to encode more would hold up the tokens of answers."""
+
+ASIDE: Final = ThreadPoolExecutor(1, "learning")
+"""Where it is done what takes long. Of several threads each in turn would keep the event loop from the interpreter."""
 
 MOST_PASSAGES: Final = 20_000
 LONGEST_NAME: Final = 512
@@ -190,8 +196,7 @@ class Learner:
         """Learn the next records of a partition, and note that."""
         records = await self._reader.batch(self._topic, partition, start, end, most=AT_ONCE, most_bytes=BATCH_BYTES)
         began = time.monotonic()
-        # In a thread, as whatever takes long: these may be 16 MB.
-        latest, bad = await asyncio.to_thread(_tasks, records)
+        latest, bad = await _aside(_tasks, records)  # these may be 16 MB
         after = records[-1].offset + 1 if records else end
         check = partial(self._check, partition, start)
         try:
@@ -238,7 +243,7 @@ class Learner:
         while after < end and not is_last:
             is_last = after >= progress
             records = await self._reader.batch(self._topic, partition, after, end, most=AT_ONCE, most_bytes=BATCH_BYTES)
-            tasks, _ = await asyncio.to_thread(_tasks, records)
+            tasks, _ = await _aside(_tasks, records)
             later |= {key: task for key, task in tasks.items() if key in keys}
             after = records[-1].offset + 1 if records else end
         return later, after
@@ -303,7 +308,7 @@ class Learner:
     async def _passages(self, tenant: str, document: Document) -> dict[str, Learned]:
         """Return a document's passages by id. Raises `Rejected`, whatever it is that they cannot be had for."""
         try:
-            return await asyncio.to_thread(keyed, tenant, await passages_of(document, self._parsers))
+            return await _aside(keyed, tenant, await passages_of(document, self._parsers))
         except (Rejected, Retriable):
             raise
         except Exception as error:
@@ -461,8 +466,12 @@ async def passages_of(document: Document, parsers: Parsers) -> list[Learned]:
     if document.file:
         parsed = await parsers.parse(document.file, document.media_type)
         text, title = parsed.text, title or " ".join(parsed.title.split())[:LONGEST_OWN_TITLE]
-    # In a thread: 8 MB of text take two seconds.
-    return await asyncio.to_thread(_cut, document, text, title)
+    return await _aside(_cut, document, text, title)  # 8 MB of text take two seconds
+
+
+async def _aside(work: Callable[..., R], *given: Any) -> R:
+    """Return what some work gives, without a stop of the event loop for it."""
+    return await asyncio.get_running_loop().run_in_executor(ASIDE, partial(work, *given))
 
 
 def _cut(document: Document, text: str, title: str) -> list[Learned]:

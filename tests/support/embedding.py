@@ -1,6 +1,6 @@
 """An embedding model whose vectors are known: as a class, and as a process that can be made to die.
 
-    python -m tests.support.embedding JOURNAL
+    python -m tests.support.embedding JOURNAL SOCKET
 
 The process writes its pid and every text that it is given into JOURNAL, a line each. The text says what it does:
 ``die`` ends it, ``bad`` cannot be read, ``hold PATH`` takes until PATH is there.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from adapters.embedding_process import Ready, Wanted, serve
+from adapters.embedding_process import Ready, Wanted, serve_all
 from domain.errors import EmbedderUnavailable
 
 DIMS = 64
@@ -103,7 +103,7 @@ def main() -> None:
         return _Array(values)
 
     note(f"pid {os.getpid()}")
-    serve(sys.stdin.buffer, sys.stdout.buffer, Ready(2, 256), compute)
+    serve_all(sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[2]), Ready(2, 256), compute)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,12 @@ class Model:
         self.hold = f"hold {self.gate}"
 
     @property
+    def fork(self) -> psutil.Process:
+        """The process that documents are given to."""
+        (fork,) = psutil.Process(self.pids[-1]).children()
+        return fork
+
+    @property
     def journal(self) -> list[str]:
         return self._journal.read_text().splitlines() if self._journal.exists() else []
 
@@ -58,20 +64,24 @@ async def test_texts_become_vectors_in_their_order(model: Model) -> None:
     assert await model.embedder.documents([]) == []
 
 
-async def test_a_question_goes_before_the_documents_that_wait(model: Model) -> None:
+async def test_no_question_waits_for_a_document(model: Model) -> None:
     learning = asyncio.create_task(model.embedder.documents([model.hold, *(f"text {n}" for n in range(20))]))
     await until(lambda: model.texts == [model.hold])
-    asking = asyncio.create_task(model.embedder.query("question"))
-    await asyncio.sleep(0)
-    model.gate.touch()
 
-    assert await asking == [8.0, 1.0]
+    assert await model.embedder.query("question") == [8.0, 1.0]
+    assert not learning.done()
+    model.gate.touch()
     assert len(await learning) == 21
-    assert model.texts.index("question") == Child.batch
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux has a class of idle work")
+async def test_documents_are_idle_work_and_questions_are_not(model: Model) -> None:
+    assert os.sched_getscheduler(model.fork.pid) == os.SCHED_IDLE
+    assert os.sched_getscheduler(model.pids[0]) == os.SCHED_OTHER
 
 
 async def test_what_nobody_waits_for_any_more_is_not_asked(model: Model) -> None:
-    learning = asyncio.create_task(model.embedder.documents([model.hold]))
+    learning = asyncio.create_task(model.embedder.query(model.hold))
     await until(lambda: model.texts == [model.hold])
     impatient = asyncio.create_task(model.embedder.query("impatient"))
     patient = asyncio.create_task(model.embedder.query("patient"))
@@ -93,13 +103,14 @@ async def test_a_question_that_was_asked_lately_is_known(model: Model) -> None:
 
 async def test_what_a_killed_process_was_doing_is_done_by_the_next(model: Model) -> None:
     learning = asyncio.create_task(model.embedder.documents([model.hold, *(f"text {n}" for n in range(20))]))
-    await until(lambda: model.texts == [model.hold])
-    asking = asyncio.create_task(model.embedder.query("question"))
-    await asyncio.sleep(0)
+    asking = asyncio.create_task(model.embedder.query(model.hold))
+    waiting = asyncio.create_task(model.embedder.query("question"))
+    await until(lambda: model.texts == [model.hold] * 2)
     os.kill(model.pids[0], signal.SIGKILL)
 
-    with pytest.raises(EmbedderUnavailable):
-        await asking
+    for each in (asking, waiting):
+        with pytest.raises(EmbedderUnavailable):
+            await each
     with pytest.raises(EmbedderUnavailable, match="being loaded"):
         await model.embedder.query("question")
     assert not model.embedder.ready
@@ -107,6 +118,17 @@ async def test_what_a_killed_process_was_doing_is_done_by_the_next(model: Model)
     assert len(await learning) == 21
     assert len(model.pids) == 2
     assert await model.embedder.query("question") == [8.0, 1.0]
+
+
+async def test_a_fork_that_dies_takes_no_document_along(model: Model) -> None:
+    learning = asyncio.create_task(model.embedder.documents([model.hold, *(f"text {n}" for n in range(20))]))
+    await until(lambda: model.texts == [model.hold])
+    model.fork.kill()
+    await until(lambda: len(model.pids) == 2)
+    model.gate.touch()
+
+    assert len(await learning) == 21
+    assert not _lives(model.pids[0])
 
 
 async def test_a_process_that_dies_while_it_has_nothing_to_do_comes_back(model: Model) -> None:
@@ -157,11 +179,12 @@ async def test_texts_are_scored_for_a_question(model: Model) -> None:
 async def test_nobody_waits_for_a_model_that_was_stopped(model: Model) -> None:
     learning = asyncio.create_task(model.embedder.documents([model.hold]))
     await until(lambda: model.texts == [model.hold])
+    fork = model.fork.pid
     await model.child.stop()
 
     with pytest.raises(EmbedderUnavailable):
         await learning
-    assert not _lives(model.pids[0])
+    await until(lambda: not _lives(model.pids[0]) and not _lives(fork))
 
 
 STARTS_A_CHILD = """
