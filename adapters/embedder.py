@@ -1,7 +1,7 @@
 """Texts into vectors: by a model in a child process beside this worker, or by a server that speaks OpenAI's API.
 
-Questions go before documents, and those that were asked lately are known. While there is no model (it takes seconds to
-load, and is loaded again when its process dies), whoever asks hears `EmbedderUnavailable` at once: a search does
+No question waits for a document, and those that were asked lately are known. While there is no model (it takes seconds
+to load, and is loaded again when its process dies), whoever asks hears `EmbedderUnavailable` at once: a search does
 without vectors then, and what is to be learned waits.
 """
 

@@ -18,7 +18,7 @@ from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
@@ -84,8 +84,8 @@ class Child:
     """
 
     batch = 4
-    """Texts of a document that are sent at once: 0.2 s of a core, which is what a question may have to wait. More are
-    hardly faster on one core, and are filled up to the longest of them."""
+    """Texts of a document that are sent at once: 0.2 s of a core. More are hardly faster on one core, and are filled up
+    to the longest of them."""
 
     def __init__(self, command: Sequence[str | Path], name: str) -> None:
         self._command = command
@@ -177,36 +177,38 @@ class Child:
     async def _live(self) -> NoReturn:
         """Start a process, and serve by it until it ends. Raises EOFError then, and what else ends it."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, str(theirs.fileno()), stdin=PIPE, stdout=PIPE, cwd=PROJECT, pass_fds=[theirs.fileno()]
-            )
         reader, writer = await asyncio.open_connection(sock=ours)
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            async with asyncio.timeout(LOAD_SECONDS):
-                ready = msgspec.msgpack.decode(await _read(process.stdout), type=Ready)
-                await _read(reader)  # the fork says the same
-            self.dims = ready.dims
-            self._is_loaded.set()
-            log.info("embedding model loaded", model=self._name, dims=ready.dims, window=ready.window)
-            await self._serve(
-                process,
-                asyncio.create_task(self._work(self._questions, process.stdout, process.stdin)),
-                asyncio.create_task(self._work(self._documents, reader, writer)),
-            )
-        finally:
-            self._is_loaded.clear()
-            self._bury()
-            writer.close()
-            await _end(process)
+        with closing(writer):
+            with theirs:
+                command, given = [*self._command, str(theirs.fileno())], [theirs.fileno()]
+                process = await asyncio.create_subprocess_exec(
+                    *command, stdin=PIPE, stdout=PIPE, cwd=PROJECT, pass_fds=given
+                )
+            try:
+                await self._load(process, reader)
+                await self._serve(process, reader, writer)
+            finally:
+                self._is_loaded.clear()
+                self._bury()
+                await _end(process)
 
-    async def _serve(
-        self, process: Process, questions: asyncio.Task[NoReturn], documents: asyncio.Task[NoReturn]
-    ) -> NoReturn:
-        """Return never; raise what ended the work on one of the lanes, or EOFError where the process ended."""
+    async def _load(self, process: Process, documents: StreamReader) -> None:
+        """Wait until the model is loaded."""
+        assert process.stdout is not None
+        async with asyncio.timeout(LOAD_SECONDS):
+            ready = msgspec.msgpack.decode(await _read(process.stdout), type=Ready)
+            await _read(documents)  # the fork says the same
+        self.dims = ready.dims
+        self._is_loaded.set()
+        log.info("embedding model loaded", model=self._name, dims=ready.dims, window=ready.window)
+
+    async def _serve(self, process: Process, reader: StreamReader, writer: StreamWriter) -> NoReturn:
+        """Work on both lanes. Raises what ended one of them, and EOFError where the process ended."""
+        assert process.stdin is not None
+        assert process.stdout is not None
         ended = asyncio.create_task(process.wait())
+        questions = asyncio.create_task(self._work(self._questions, process.stdout, process.stdin))
+        documents = asyncio.create_task(self._work(self._documents, reader, writer))
         tasks = (ended, questions, documents)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

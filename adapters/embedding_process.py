@@ -114,7 +114,7 @@ def _scores(folder: str) -> tuple[Ready, Compute]:
 
 def serve(requests: BinaryIO, answers: BinaryIO, ready: Ready, compute: Compute) -> None:
     """Answer requests until they end, or nobody reads the answers any more."""
-    with suppress(BrokenPipeError):
+    with suppress(ConnectionError):
         write(answers, ready)
         while (wanted := read(requests)) is not None:
             try:

@@ -52,7 +52,7 @@ PASSAGES_AT_ONCE: Final = 128
 """Passages of a document that are embedded and written together: to encode more would hold up the tokens of answers."""
 
 ASIDE: Final = ThreadPoolExecutor(1, "learning")
-"""Where it is done what takes long. Of several threads each in turn would keep the event loop from the interpreter."""
+"""What takes long is done here, one at a time: several threads would in turn keep the interpreter from the loop."""
 
 MOST_PASSAGES: Final = 20_000
 LONGEST_NAME: Final = 512
@@ -471,7 +471,7 @@ async def passages_of(document: Document, parsers: Parsers) -> list[Learned]:
 
 async def _aside(work: Callable[..., R], *given: Any) -> R:
     """Return what some work gives, without a stop of the event loop for it."""
-    return await asyncio.get_running_loop().run_in_executor(ASIDE, partial(work, *given))
+    return await asyncio.get_running_loop().run_in_executor(ASIDE, work, *given)
 
 
 def _cut(document: Document, text: str, title: str) -> list[Learned]:

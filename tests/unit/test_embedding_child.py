@@ -16,13 +16,16 @@ from adapters.embedding_child import Child
 from domain.errors import EmbedderUnavailable, Rejected
 from tests.support.model_client import until
 
+SERVES = ("-m", "tests.support.embedding")
+SERVES_WITHOUT_FORK = ("-c", "import os; del os.SCHED_IDLE; from tests.support.embedding import main; main()")
+
 
 class Model:
     """A child process, and its journal."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *python: str) -> None:
         self._journal = folder / "journal"
-        self.child = Child([sys.executable, "-m", "tests.support.embedding", self._journal], "fake")
+        self.child = Child([sys.executable, *(python or SERVES), self._journal], "fake")
         self.embedder = Embedder("fake", self.child)
         self.gate = folder / "gate"
         self.hold = f"hold {self.gate}"
@@ -80,6 +83,22 @@ async def test_documents_are_idle_work_and_questions_are_not(model: Model) -> No
     assert os.sched_getscheduler(model.pids[0]) == os.SCHED_OTHER
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the other tests show it")
+async def test_where_there_is_no_class_of_idle_work_a_thread_takes_the_place_of_the_fork(tmp_path: Path) -> None:
+    model = Model(tmp_path, *SERVES_WITHOUT_FORK)
+    model.child.start()
+    await model.embedder.loaded()
+    learning = asyncio.create_task(model.embedder.documents([model.hold]))
+    await until(lambda: model.texts == [model.hold])
+
+    assert await model.embedder.query("question") == [8.0, 1.0]
+    assert not psutil.Process(model.pids[0]).children()
+    model.gate.touch()
+    assert len(await learning) == 1
+    await model.child.stop()
+    assert not _lives(model.pids[0])
+
+
 async def test_what_nobody_waits_for_any_more_is_not_asked(model: Model) -> None:
     learning = asyncio.create_task(model.embedder.query(model.hold))
     await until(lambda: model.texts == [model.hold])
@@ -129,6 +148,13 @@ async def test_a_fork_that_dies_takes_no_document_along(model: Model) -> None:
 
     assert len(await learning) == 21
     assert not _lives(model.pids[0])
+
+
+async def test_a_fork_that_dies_while_it_has_nothing_to_do_comes_back_for_the_next_document(model: Model) -> None:
+    model.fork.kill()
+
+    assert await model.embedder.documents(["one", "three"]) == [[3.0, 1.0], [5.0, 1.0]]
+    assert len(model.pids) == 2
 
 
 async def test_a_process_that_dies_while_it_has_nothing_to_do_comes_back(model: Model) -> None:
