@@ -7,7 +7,7 @@ ours: `adapters.model_transport` reads them where they arrive, and `adapters.com
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,7 +23,7 @@ from adapters.model_transport import AiohttpTransport, Listening, listening
 from config import metrics
 from config.settings import Settings
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
-from domain.generation import Delta, Generation
+from domain.generation import Generation, Hear
 
 SDK_RETRIES: Final = 1
 """Covers a kept connection that the server closed meanwhile. What lasts longer is waited for by whoever runs
@@ -70,13 +70,24 @@ class Model:
         self._look_at = clock()
         self._why_unlisted: ChatError = ModelBusy("the model server was not asked yet")
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        """Yield the answer as it comes, one list for each read from the network that brought something.
+    async def stream(self, generation: Generation, hear: Hear) -> None:
+        """Have ``hear`` take the answer as it comes, at once for each read from the network; return at its end.
 
         Raises `ModelBusy` where the same generation may work soon, also after some deltas, and `BadRequest`
-        where it never will. Close the generator (`contextlib.aclosing`) to end the generation: the connection
-        is dropped at once, so that the server stops writing what nobody will read.
+        where it never will; and what ``hear`` raises. That, or its task's cancellation, ends the generation: the
+        connection is dropped at once, so that the server stops writing what nobody will read.
         """
+        answer = CompletionStream()
+
+        def take(piece: bytes) -> Awaitable[object] | None:
+            deltas = answer.feed(piece)
+            # Comments keep a connection alive, but a server that sends nothing else has stalled.
+            if answer.heard:
+                listener.heard()
+            if answer.done or answer.failure:
+                listener.stop()
+            return hear(deltas) if deltas else None
+
         with Counted() as counted, failures_translated():
             async with (
                 asyncio.timeout(self._stall_seconds) as beginning,  # over the SDK's second try too
@@ -89,23 +100,16 @@ class Model:
             ):
                 beginning.reschedule(None)
                 counted.answered = True
-                answer = CompletionStream()
-                with listening(response.http_response, self._stall_seconds) as listener:
+                with listening(response.http_response, take, self._stall_seconds) as listener:
                     try:
-                        while piece := await listener.read():
-                            if deltas := answer.feed(piece):
-                                listener.hold()
-                                yield deltas
-                            if answer.failure:
-                                raise answer.failure
-                            if answer.done:
-                                await drain(listener)
-                                return
-                            # Comments keep a connection alive, but a server that sends nothing else has stalled.
-                            if answer.heard:
-                                listener.heard()
+                        await listener.until_end()
                     except BROKEN as error:
                         answer.close(self._why_broken(listener, error))
+                        return
+                    if answer.failure:
+                        raise answer.failure
+                    if answer.done:
+                        await drain(listener)
                     else:
                         answer.close("the model server's stream ended in the middle of the answer")
 
@@ -236,8 +240,7 @@ async def drain(listener: Listening) -> None:
     """Read what is left of a stream that has said all, but not for long."""
     with suppress(*BROKEN):  # TimeoutError is an OSError
         async with asyncio.timeout(DRAIN_SECONDS):
-            while await listener.read():
-                pass
+            await listener.drain()
 
 
 @contextmanager

@@ -7,8 +7,9 @@ finds another server first.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import get_args
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from config import metrics
 from config.settings import Settings
 from domain.breaker import Breaker, State
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
-from domain.generation import Delta, Generation
+from domain.generation import Delta, Generation, Hear
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,17 @@ class Member:
         self.shown: State = "closed"
 
 
+class Asking:
+    """One request to one server. ``latest``: what it said last, and so whether it has begun."""
+
+    __slots__ = ("hear", "latest", "member")
+
+    def __init__(self, member: Member, hear: Hear) -> None:
+        self.member = member
+        self.hear = hear
+        self.latest: list[Delta] = []
+
+
 class ModelGroup:
     """See the module. `open_model_group` makes it."""
 
@@ -58,8 +70,8 @@ class ModelGroup:
         for member in members:
             self._show(member, "closed")
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        """Yield the answer, or the rest of it, from the first server that has it; see `Resuming.stream`.
+    async def stream(self, generation: Generation, hear: Hear) -> None:
+        """Have ``hear`` take the answer, or the rest of it, from the first server that has it; see `Resuming.stream`.
 
         Raises `ModelBusy` when all servers failed or are left alone for now. Its ``retry_after`` is 0 where another
         server is there to go on, and the seconds until one may be asked where none is. `KeyRefused` is raised only
@@ -69,19 +81,17 @@ class ModelGroup:
         tried: list[Member] = []
         while (member := self._choose(tried)) is not None:
             tried.append(member)
-            begun = False
+            asking = Asking(member, hear)
             try:
-                async with aclosing(self._ask(member, generation)) as steps:
-                    async for deltas in steps:
-                        begun = True
-                        yield deltas
-                return
+                await self._ask(asking, generation)
             except ModelBusy as error:
-                if begun:
+                if asking.latest:
                     raise ModelBusy(str(error), retry_after=self._retry_after([member])) from error
                 failed = error
             except KeyRefused as error:
                 failed = failed or error
+            else:
+                return
         if isinstance(failed, KeyRefused) and len(tried) == len(self._members):
             raise failed
         why = failed or "all model servers are left alone for a moment, after failures"
@@ -126,25 +136,18 @@ class ModelGroup:
         waits = [member.breaker.wait(now) for member in self._members if member.breaker.state(now) == "open"]
         return min(waits) if len(waits) == len(self._members) else None
 
-    async def _ask(self, member: Member, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+    async def _ask(self, asking: Asking, generation: Generation) -> None:
         """Ask one server, and learn from what becomes of it."""
-        breaker, begun = member.breaker, False
-        last: list[Delta] = []
+        member = asking.member
+        breaker = member.breaker
         breaker.asked(self._clock())
         self._note(member)
         member.asked += 1
         member.active += 1
         try:
-            async with aclosing(member.server.stream(generation)) as steps:
-                async for deltas in steps:
-                    if not begun:
-                        begun = True
-                        breaker.answered()
-                        self._note(member)
-                    last = deltas
-                    yield deltas
+            await member.server.stream(generation, partial(self._heard, asking))
             breaker.completed()
-            if last and (usage := last[-1].usage) is not None:
+            if asking.latest and (usage := asking.latest[-1].usage) is not None:
                 self.counts.learn(generation, usage.input_tokens)
         except KeyRefused:
             breaker.failed(self._clock(), retry_after=KEY_SECONDS if len(self._members) > 1 else None)
@@ -158,6 +161,13 @@ class ModelGroup:
         finally:
             member.active -= 1
             self._note(member)
+
+    def _heard(self, asking: Asking, deltas: list[Delta]) -> Awaitable[object] | None:
+        if not asking.latest:
+            asking.member.breaker.answered()
+            self._note(asking.member)
+        asking.latest = deltas
+        return asking.hear(deltas)
 
     def _note(self, member: Member) -> None:
         """Log and show a change of a server's state."""

@@ -1,15 +1,15 @@
 """How the bytes of an answer come from a model server: the openai SDK asks, and we read where they arrive.
 
-The SDK sees a transport of httpx2 and keeps its keys, retries and errors. A stream is read from aiohttp's own
-buffer, past the SDK's five layers of generators and without a time-out that is armed anew at each read
-(docs/measurements.md has what that brought). One timer a stream looks for silence instead.
+The SDK sees a transport of httpx2 and keeps its keys, retries and errors. A stream is read past the SDK's five layers
+of generators, and without waking a task: whoever listens stands between the socket and aiohttp, and hands on each
+piece in the call that brought it (docs/measurements.md has what that saves). One timer a stream looks for silence,
+instead of a time-out that is armed anew at each read.
 """
 
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Final
 
 import aiohttp
@@ -94,68 +94,169 @@ def _said_in_httpx2() -> Iterator[None]:
         raise httpx2.NetworkError(str(error)) from error
 
 
-class Listening:
-    """Reads a stream with ``read``, which returns b"" at its end, and drops the connection after too much silence.
+Take = Callable[[bytes], Awaitable[object] | None]
+"""Takes the next piece of a stream. Where it returns something, no other piece comes before that is done."""
 
-    Silence is what lies between two calls of `heard`, but for the time that begins with `hold`: then it is us
-    who do not listen. ``silent`` says whether that was the end of it; the read that waits raises an error.
+
+class Listening(asyncio.Protocol):
+    """Hands on a stream's pieces as they come, and drops the connection after too much silence.
+
+    Silence is what lies between two calls of `heard`, but for the time in which ``take`` lets the stream wait: then it
+    is us who do not listen. ``silent`` says whether that was the end of it. `listening` makes it.
     """
 
-    __slots__ = ("_drop", "_loop", "_patience", "_since", "_timer", "read", "silent")
-
-    def __init__(self, read: Callable[[], Awaitable[bytes]], drop: Callable[[], None], patience: float) -> None:
-        self.read = read
+    def __init__(self, response: httpx2.Response, take: Take, patience: float) -> None:
         self.silent = False
-        self._drop = drop
+        self._response = response
+        self._arrived: aiohttp.ClientResponse | None = response.extensions.get(AIOHTTP)
+        self._take = take
         self._loop = asyncio.get_running_loop()
         self._patience = patience
         self._since = self._loop.time()
         self._timer = self._loop.call_later(patience, self._look)
+        self._aiohttp: asyncio.Protocol | None = None
+        self._transport: asyncio.Transport | None = None
+        self._woken: asyncio.Future[None] | None = None
+        self._pause: Awaitable[object] | None = None
+        self._error: Exception | None = None
+        self._stopped = False
 
     def heard(self) -> None:
-        """Note that the server has said something, or that we listen again."""
+        """Note that the server has said something."""
         self._since = self._loop.time()
 
-    def hold(self) -> None:
-        """Note that we do not listen until `heard` is called."""
-        self._since = math.inf
+    def stop(self) -> None:
+        """Have no other piece handed on."""
+        self._stopped = True
+
+    async def until_end(self) -> None:
+        """Return when the stream has ended, or `stop` was called. Raises what broke it, and what ``take`` raises."""
+        if self._arrived is None or "content-encoding" in self._response.headers:
+            await self._pull()
+            return
+        self._step_between(self._arrived)
+        self._read()
+        while True:
+            if self._pause is not None:
+                await self._let_wait(self._pause)
+                self._pause = None
+                self._read()
+            elif self._error is not None:
+                raise self._error
+            elif self._has_ended():
+                return
+            else:
+                self._woken = self._loop.create_future()
+                await self._woken
+
+    async def drain(self) -> None:
+        """Read what is left, so that the connection can serve again; what it says does not matter any more."""
+        if self._arrived is not None:
+            self._step_back()
+            while await self._arrived.content.readany():
+                pass
 
     def close(self) -> None:
-        """Stop looking."""
+        """Listen no more."""
         self._timer.cancel()
+        self._step_back()
+
+    # -- between the socket and aiohttp
+
+    def _step_between(self, arrived: aiohttp.ClientResponse) -> None:
+        """Have the socket's calls come here first; where the body is there already, none will come."""
+        connection = arrived.connection
+        if connection is None or connection.protocol is None or connection.transport is None:
+            return
+        connection.protocol.read_timeout = None  # time is ours from here on
+        connection.protocol.start_timeout()
+        self._aiohttp, self._transport = connection.protocol, connection.transport
+        self._transport.set_protocol(self)
+
+    def _step_back(self) -> None:
+        if self._aiohttp is not None and self._transport is not None:
+            # Once the body has ended, the connection may serve another answer, and somebody else stand here.
+            if self._transport.get_protocol() is self:
+                self._transport.set_protocol(self._aiohttp)
+            self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """Have aiohttp take HTTP's framing off, and hand on what that leaves."""
+        assert self._aiohttp is not None
+        self._aiohttp.data_received(data)
+        self._read()
+
+    def eof_received(self) -> bool | None:
+        """Pass it on."""
+        assert self._aiohttp is not None
+        return self._aiohttp.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Have aiohttp say whether the body was whole."""
+        assert self._aiohttp is not None
+        self._aiohttp.connection_lost(exc)
+        self._read()
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        assert self._aiohttp is not None
+        self._aiohttp.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        assert self._aiohttp is not None
+        self._aiohttp.resume_writing()
+
+    # -- what has come
+
+    def _read(self) -> None:
+        """Hand on what aiohttp's buffer has, unless it is to wait: then that fills, and aiohttp reads no more."""
+        if self._pause is not None or self._stopped or self._error is not None:
+            return
+        assert self._arrived is not None
+        try:
+            if piece := self._arrived.content.read_nowait():
+                self._pause = self._take(piece)
+            if self._pause is None and not self._has_ended():
+                return  # as nearly always: nobody need wake up
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    def _has_ended(self) -> bool:
+        return self._stopped or self._arrived is None or self._arrived.content.at_eof()
+
+    async def _pull(self) -> None:
+        """Read what aiohttp cannot hand on as it is: a body that is compressed, although we asked for a plain one."""
+        async for piece in self._response.aiter_bytes():
+            if (pause := self._take(piece)) is not None:
+                await self._let_wait(pause)
+            if self._stopped:
+                return
+
+    async def _let_wait(self, pause: Awaitable[object]) -> None:
+        self._since = math.inf
+        try:
+            await pause
+        finally:
+            self.heard()
 
     def _look(self) -> None:
         left = self._since + self._patience - self._loop.time()
         if left > 0:
             self._timer = self._loop.call_later(min(left, self._patience), self._look)
-        else:
+        elif self._arrived is not None:
             self.silent = True
-            self._drop()
+            self._arrived.close()
+            self._read()
 
 
 @contextmanager
-def listening(response: httpx2.Response, patience: float) -> Iterator[Listening]:
+def listening(response: httpx2.Response, take: Take, patience: float) -> Iterator[Listening]:
     """Listen to a response's stream, bearing so many seconds of silence."""
-    arrived: aiohttp.ClientResponse | None = response.extensions.get(AIOHTTP)
-    if arrived is not None and "content-encoding" not in response.headers:
-        _leave_time_to_us(arrived)
-        listener = Listening(arrived.content.readany, arrived.close, patience)
-    else:
-        drop = arrived.close if arrived is not None else _nothing
-        listener = Listening(partial(anext, response.aiter_bytes(), b""), drop, patience)
+    listener = Listening(response, take, patience)
     try:
         yield listener
     finally:
         listener.close()
-
-
-def _leave_time_to_us(arrived: aiohttp.ClientResponse) -> None:
-    """Switch off aiohttp's time-out for the rest of this response."""
-    protocol = arrived.connection.protocol if arrived.connection is not None else None
-    if protocol is not None:
-        protocol.read_timeout = None
-        protocol.start_timeout()
-
-
-def _nothing() -> None:
-    """Drop no connection: there is none."""

@@ -9,8 +9,8 @@ another worker has died, and an answer at a temperature that is begun anew soon 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,7 @@ import structlog
 
 from config.settings import Resume
 from domain.errors import BadRequest, ChatError, ModelBusy
-from domain.generation import Delta, Generation
+from domain.generation import Delta, Enough, Generation, Hear, then_enough
 from domain.resume import Join, Way, messages_to_continue
 from domain.tool_calls import ToolCalls
 
@@ -49,8 +49,8 @@ BLANK: Final[Sequence[Way]] = ("instruct",)
 class Server(Protocol):
     """What is needed of a model server; `adapters.model.Model` is one."""
 
-    def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        """Yield what the model says, as it comes."""
+    async def stream(self, generation: Generation, hear: Hear) -> None:
+        """Have ``hear`` take what the model says, as it comes; return at its end."""
         ...
 
     async def models(self) -> list[str]:
@@ -79,36 +79,38 @@ class Resuming:
         self._probe_at: dict[str, float] = {}
         self._refuse_flags: set[str] = set()  # models: of one gateway some need the flags, and others refuse them
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        """Yield the rest of the answer; tool calls come whole, with the delta that ends the answer.
+    async def stream(self, generation: Generation, hear: Hear) -> None:
+        """Have ``hear`` take the rest of the answer; tool calls come whole, with the delta that ends the answer.
 
         Raises as `Model.stream` does.
         """
-        rest = self._rest(generation) if generation.so_far else self._server.stream(generation)
-        calls = ToolCalls()
-        async with aclosing(rest) as steps:
-            async for deltas in steps:
-                self._probe_soon(generation.model)
-                whole = with_whole_calls(deltas, calls) if any(d.tools or d.finish for d in deltas) else deltas
-                if whole:
-                    yield whole
-        if tools := calls.whole():
-            yield [Delta(tools=tools)]
+        calls, probed = ToolCalls(), False
 
-    async def _rest(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        def whole(deltas: list[Delta]) -> Awaitable[object] | None:
+            nonlocal probed
+            if not probed:
+                probed = True
+                self._probe_soon(generation.model)
+            for delta in deltas:
+                if delta.tools or delta.finish:
+                    deltas = with_whole_calls(deltas, calls)
+                    break
+            return hear(deltas) if deltas else None
+
+        await (self._rest(generation, whole) if generation.so_far else self._server.stream(generation, whole))
+        if tools := calls.whole():
+            await _last(hear, Delta(tools=tools))
+
+    async def _rest(self, generation: Generation, hear: Hear) -> None:
         """Ask in one way after the other, until the server does not refuse it."""
         refused: BadRequest | None = None
         ways = await self._ways_to_try(generation.model) if generation.so_far.strip() else BLANK
         for way in ways:
-            begun = False
+            heard = _Heard(hear)
             try:
-                async with aclosing(self._continued(generation, way)) as steps:
-                    async for deltas in steps:
-                        begun = True
-                        yield deltas
-                return
+                return await self._continued(generation, way, heard)
             except BadRequest as error:
-                if begun:
+                if heard.begun:
                     raise
                 refused = refused or error
         assert refused is not None
@@ -125,8 +127,8 @@ class Resuming:
         way = self._ways.get(model)
         return (way,) if way else ("perhaps", "instruct")
 
-    async def _continued(self, generation: Generation, way: Way) -> AsyncGenerator[list[Delta], None]:
-        """Yield what follows the text so far.
+    async def _continued(self, generation: Generation, way: Way, hear: Hear) -> None:
+        """Have ``hear`` take what follows the text so far.
 
         A server that continues it counts the rest towards the limit alone. Others may repeat words of it, or all,
         so they get the whole limit, and the pieces that follow the text so far are counted here.
@@ -139,35 +141,39 @@ class Resuming:
             if way == "prefill":
                 options, left = generation.with_room(left), None
         asked = replace(generation, messages=messages, options=options)
-        async with aclosing(self._ask(asked) if way != "instruct" else self._server.stream(asked)) as steps:
-            async for deltas in steps:
-                joined = [step for delta in deltas if any(step := through(join, delta))]
-                if left is not None:
-                    joined, left = within(joined, left)
-                if joined:
-                    yield joined
-                if left == 0:
-                    return
-        if text := join.close():
-            yield [Delta(text)]
 
-    async def _ask(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        def following(deltas: list[Delta]) -> Awaitable[object] | None:
+            nonlocal left
+            joined = [step for delta in deltas if any(step := through(join, delta))]
+            if left is not None:
+                joined, left = within(joined, left)
+            pause = hear(joined) if joined else None
+            return then_enough(pause) if left == 0 else pause
+
+        try:
+            await (self._ask(asked, following) if way != "instruct" else self._server.stream(asked, following))
+        except Enough:
+            if left != 0:
+                raise
+        else:
+            if text := join.close():
+                await _last(hear, Delta(text))
+
+    async def _ask(self, generation: Generation, hear: Hear) -> None:
         """Ask to continue the last message, without the flags where the model refuses them."""
         if generation.model not in self._refuse_flags:
-            begun = False
+            heard = _Heard(hear)
             try:
-                async with aclosing(self._server.stream(with_options(generation, CONTINUE_FLAGS))) as steps:
-                    async for deltas in steps:
-                        begun = True
-                        yield deltas
-                return
+                return await self._server.stream(with_options(generation, CONTINUE_FLAGS), heard)
             except BadRequest:
-                if begun:
+                if heard.begun:
                     raise
-        async with aclosing(self._server.stream(generation)) as steps:
-            async for deltas in steps:
+        without = _Heard(hear)
+        try:
+            await self._server.stream(generation, without)
+        finally:
+            if without.begun:
                 self._refuse_flags.add(generation.model)  # it refused the flags, and not the request
-                yield deltas
 
     # -- the probe
 
@@ -212,16 +218,12 @@ class Resuming:
 
     async def _way_of(self, model: str) -> Way:
         messages = [{"role": "user", "content": PROBE_QUESTION}, {"role": "assistant", "content": PROBE_SO_FAR}]
-        said = ""
+        said: list[Delta] = []
         try:
-            async with aclosing(
-                self._ask(Generation(model, messages, {"max_tokens": PROBE_TOKENS, "temperature": 0}))
-            ) as steps:
-                async for deltas in steps:
-                    said += "".join(delta.text for delta in deltas)
+            await self._ask(Generation(model, messages, {"max_tokens": PROBE_TOKENS, "temperature": 0}), said.extend)
         except BadRequest:
             return "instruct"  # for example: the last message must be of role user
-        return "prefill" if said.startswith(PROBE_NEXT) else "instruct"
+        return "prefill" if "".join(delta.text for delta in said).startswith(PROBE_NEXT) else "instruct"
 
     async def close(self) -> None:
         """End probes that are under way."""
@@ -241,6 +243,26 @@ async def open_resuming(
         yield resuming
     finally:
         await resuming.close()
+
+
+class _Heard:
+    """Hands on what is heard. ``begun``: whether anything was."""
+
+    __slots__ = ("begun", "hear")
+
+    def __init__(self, hear: Hear) -> None:
+        self.hear = hear
+        self.begun = False
+
+    def __call__(self, deltas: list[Delta]) -> Awaitable[object] | None:
+        self.begun = True
+        return self.hear(deltas)
+
+
+async def _last(hear: Hear, delta: Delta) -> None:
+    """Have a delta heard that comes behind the stream."""
+    if (pause := hear([delta])) is not None:
+        await pause
 
 
 def with_options(generation: Generation, options: Mapping[str, Any]) -> Generation:

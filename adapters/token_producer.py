@@ -18,7 +18,7 @@ from what its tail shows is right in either case.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -150,15 +150,12 @@ class TokenProducer:
         if not lane.armed:
             self._arm(lane)
 
-    async def room(self, partition: int) -> None:
-        """Wait while more is unacknowledged than a healthy Kafka ever leaves so.
+    def room(self, partition: int) -> Awaitable[None] | None:
+        """Return None, or what to wait for while more is unacknowledged than a healthy Kafka ever leaves so.
 
         That is 20,000 tokens over all partitions, or a frame of this partition for 2 s.
         """
-        while not self._has_room(partition):
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._room.append(waiter)
-            await waiter
+        return None if self._has_room(partition) else self._wait_for_room(partition)
 
     async def put(self, partition: int, token: Token) -> int:
         """Write a token at once, behind everything appended to its partition before; return its offset.
@@ -361,6 +358,12 @@ class TokenProducer:
         if lane is None or not lane.frames:
             return True
         return self._loop.time() - lane.frames[0].sent_at < MAX_UNACKNOWLEDGED_SECONDS
+
+    async def _wait_for_room(self, partition: int) -> None:
+        while not self._has_room(partition):
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._room.append(waiter)
+            await waiter
 
     def _make_room(self) -> None:
         waiters, self._room = self._room, []

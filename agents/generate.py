@@ -1,7 +1,7 @@
 """question, seed, model -> claims, citations, tokens, end"""
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from domain import reasons
 from domain.answer_cache import Source
 from domain.backoff import pause
 from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected, TurnFailed
-from domain.generation import LIMITS, Delta, Generation, Usage
+from domain.generation import LIMITS, Delta, Enough, Generation, Usage
 from domain.grounding import CitationFilter, without_note
 from domain.ids import place_of
 from domain.sketches import Gaps
@@ -186,30 +186,16 @@ class Answer:
 
     async def follow(self, request: Generation, seen: int) -> bool:
         """Append what a model says; False if the turn is another worker's, or its log not as it was ``seen``."""
-        token_log, fold, partition = app.services.token_log, self.logged.fold, self.job.partition
-        reported: Usage | None = None
-        fresh, heard = not self.owned, False
-        most = RUNAWAY * (request.limit or app.settings.answer_tokens)
         await self.left_alone()
+        hearing = Hearing(self, request, seen)
         try:
-            async with aclosing(app.services.model.stream(request)) as stream:
-                async for deltas in stream:
-                    if fresh and not await self.confirmed(seen):
-                        return False
-                    fresh, heard = False, True
-                    for delta in deltas:
-                        self.take(delta)
-                        reported = delta.usage or reported
-                    if fold.epoch != self.epoch:
-                        return False
-                    await token_log.room(partition)
-                    if self.appended > most:
-                        self.finish = "length"
-                        return True
+            await app.services.model.stream(request, hearing)
             if self.marks is not None:
                 self.say(self.marks.close())
+        except Enough:
+            return hearing.is_ours
         finally:
-            self.count(request, reported, heard=heard)
+            self.count(request, hearing.reported, heard=hearing.began)
         return self.owned or await self.confirmed(seen)
 
     async def opened(self, grown: Seed, seen: int) -> bool:
@@ -245,16 +231,6 @@ class Answer:
         owned = await asyncio.shield(self.claiming)
         metrics.claim_wait.observe(monotonic() - since)
         return owned and self.logged.fold.next == max(seen, 1)
-
-    def take(self, delta: Delta) -> None:
-        """Append one step of the model's stream."""
-        if delta.text:
-            self.gaps.token(monotonic())
-            self.say(self.marks.push(delta.text) if self.marks is not None else delta.text)
-        if delta.tools:
-            self.append("tool", delta.tools)
-        if delta.finish:
-            self.finish = delta.finish
 
     def say(self, text: str) -> None:
         """Append text, if there is any."""
@@ -328,6 +304,63 @@ class Answer:
                 await self.job.stopping.wait()
         except TimeoutError:
             pass
+
+
+class Hearing:
+    """Appends to an answer what its model says. Raises `Enough` where the turn is another worker's, or too long.
+
+    ``reported``: the usage that the model reports; ``began``: whether it said anything that could count.
+    """
+
+    def __init__(self, answer: Answer, request: Generation, seen: int) -> None:
+        self.is_ours = True
+        self.began = False
+        self.reported: Usage | None = None
+        self._answer = answer
+        self._fold = answer.logged.fold
+        self._partition = answer.job.partition
+        self._seen = seen
+        self._fresh = not answer.owned
+        self._most = RUNAWAY * (request.limit or app.settings.answer_tokens)
+        self._room = app.services.token_log.room
+
+    def __call__(self, deltas: list[Delta]) -> Awaitable[object] | None:
+        """Append the next steps; return what to wait for before there are more."""
+        if self._fresh:
+            return self._confirm(deltas)
+        self.began = True
+        for delta in deltas:
+            self._append(delta)
+        answer = self._answer
+        if self._fold.epoch != answer.epoch:
+            self.is_ours = False
+            raise Enough
+        if answer.appended > self._most:
+            answer.finish = "length"
+            raise Enough
+        return self._room(self._partition)
+
+    async def _confirm(self, deltas: list[Delta]) -> None:
+        """Append the first steps once the claim is known to be ours."""
+        self.is_ours = await self._answer.confirmed(self._seen)
+        if not self.is_ours:
+            raise Enough
+        self._fresh = False
+        if (pause := self(deltas)) is not None:
+            await pause
+
+    def _append(self, delta: Delta) -> None:
+        answer = self._answer
+        text, tools, finish, usage = delta
+        if text:
+            answer.gaps.token(monotonic())
+            answer.say(answer.marks.push(text) if answer.marks is not None else text)
+        if tools:
+            answer.append("tool", tools)
+        if finish:
+            answer.finish = finish
+        if usage is not None:
+            self.reported = usage
 
 
 async def model_for(question: Question) -> str:

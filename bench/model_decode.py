@@ -9,14 +9,14 @@ in life, where each read brings one chunk and the transport costs most.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from adapters.model import Model
 from adapters.model_transport import AiohttpTransport
 from bench.machine import running
-from domain.generation import Generation
+from domain.generation import Delta, Generation
 
 Read = Callable[[str], Awaitable[int]]
 
@@ -31,8 +31,9 @@ def ours(client: AsyncOpenAI) -> Read:
 
     async def read(question: str) -> int:
         generation = Generation("scripted", [{"role": "user", "content": question}])
-        async with aclosing(model.stream(generation)) as stream:
-            return sum([len(deltas) async for deltas in stream])
+        deltas: list[Delta] = []
+        await model.stream(generation, deltas.extend)
+        return len(deltas)
 
     return read
 

@@ -6,7 +6,6 @@ field's name, and an event that has an id but no data for broken JSON; the stand
 
 import json
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from adapters.model import Model
 from domain.errors import BadRequest, ModelBusy
-from domain.generation import Generation, Usage
+from domain.generation import Delta, Generation, Usage
 from tests.support.model_bytes import client_hearing, cut
 
 STREAMS = Path(__file__).parents[1] / "data" / "streams"
@@ -70,16 +69,18 @@ def hear_chunk(heard: Heard, chunk: ChatCompletionChunk) -> None:
 
 async def heard_by_us(pieces: Sequence[bytes]) -> Heard:
     heard = Heard()
+
+    def hear(deltas: list[Delta]) -> None:
+        assert deltas, "a read that brought nothing is not worth calling anyone"
+        for delta in deltas:
+            heard.text += delta.text
+            heard.tools += [json.loads(delta.tools)] if delta.tools else []
+            heard.finishes += [delta.finish] if delta.finish else []
+            heard.usages += [delta.usage] if delta.usage else []
+
     async with client_hearing(pieces) as client:
         try:
-            async with aclosing(Model(client, stall_seconds=60).stream(Generation("any", []))) as stream:
-                async for deltas in stream:
-                    assert deltas, "a read that brought nothing is not worth waking anyone"
-                    for delta in deltas:
-                        heard.text += delta.text
-                        heard.tools += [json.loads(delta.tools)] if delta.tools else []
-                        heard.finishes += [delta.finish] if delta.finish else []
-                        heard.usages += [delta.usage] if delta.usage else []
+            await Model(client, stall_seconds=60).stream(Generation("any", []), hear)
         except (ModelBusy, BadRequest) as error:
             if UNREADABLE in str(error):
                 heard.broke = UNREADABLE

@@ -63,7 +63,8 @@ def new_turn(partition: int) -> str:
 async def answer(token_log: TokenLog, turn_id: str, partition: int, count: int) -> None:
     await token_log.put(partition, claim(turn_id))
     for token in words(turn_id, 1, count):
-        await token_log.room(partition)
+        if (room := token_log.room(partition)) is not None:
+            await room
         token_log.append(partition, token)
         await asyncio.sleep(0.002)
     await token_log.put(partition, end(turn_id, count + 1))

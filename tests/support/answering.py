@@ -61,8 +61,8 @@ class ListLog:
         while self._read <= offset:
             await asyncio.sleep(0)
 
-    async def room(self, _: int) -> None:
-        await asyncio.sleep(0)
+    def room(self, _: int) -> Awaitable[None]:
+        return asyncio.sleep(0)
 
     def read(self) -> None:
         """Read to the end, as a worker's tail does."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import aclosing
 
 from adapters.resuming import Server
 from config.settings import Settings
@@ -26,9 +25,7 @@ def asking(question: str, so_far: str = "", options: Mapping[str, object] | None
 async def read(model: Server, generation: Generation, into: list[Delta] | None = None) -> list[Delta]:
     """Return all deltas; ``into`` keeps those that came before an error."""
     deltas = [] if into is None else into
-    async with aclosing(model.stream(generation)) as stream:
-        async for step in stream:
-            deltas += step
+    await model.stream(generation, deltas.extend)
     return deltas
 
 

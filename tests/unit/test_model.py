@@ -3,12 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 
 import pytest
 
 from adapters.model import Model, open_model
-from domain.generation import Generation, Usage
+from domain.generation import Delta, Enough, Generation, Usage
 from tests.support.model_client import asking, read, settings_for, text_of, until
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
@@ -110,15 +109,21 @@ async def test_the_key_of_the_settings_is_sent(server: ModelServer) -> None:
 async def test_deltas_come_as_they_are_written_and_not_when_the_answer_is_whole(
     model: Model, server: ModelServer
 ) -> None:
-    async with aclosing(model.stream(asking("slowly [tokens=1000 pace=20]"))) as stream:
-        await anext(stream)
+    deltas: list[Delta] = []
 
-        assert server.tokens_sent < 1000
+    reading = asyncio.create_task(read(model, asking("slowly [tokens=1000 pace=20]"), deltas))
+    await until(lambda: bool(deltas))
+
+    assert server.tokens_sent < 1000
+    reading.cancel()
 
 
-async def test_closing_the_stream_ends_the_generation(model: Model, server: ModelServer) -> None:
-    async with aclosing(model.stream(asking("nobody reads this [tokens=5000]"))) as stream:
-        await anext(stream)
+async def test_whoever_has_heard_enough_ends_the_generation(model: Model, server: ModelServer) -> None:
+    def hear(_: list[Delta]) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        await model.stream(asking("nobody reads this [tokens=5000]"), hear)
 
     await until(lambda: server.cancelled == 1)
     assert server.stats.active == 0

@@ -1,8 +1,9 @@
 """Several model servers as one: shares by weight, and an answer that outlives any of them."""
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from prometheus_client import REGISTRY
@@ -11,11 +12,16 @@ from adapters.model_group import KEY_SECONDS, Member, ModelGroup, open_model_gro
 from config.settings import Settings
 from domain.breaker import FIRST_SECONDS, OPENS_AFTER
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
-from domain.generation import Delta, Generation
+from domain.generation import Delta, Generation, Hear
 from tests.support.clock import Clock
 from tests.support.model_client import asking, read, text_of
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
+
+
+async def said(hear: Hear, delta: Delta) -> None:
+    if (pause := hear([delta])) is not None:
+        await pause
 
 
 class FakeServer:
@@ -28,14 +34,14 @@ class FakeServer:
         self.asked = 0
         self.listed: Sequence[str] = (name,)
 
-    async def stream(self, _: Generation) -> AsyncGenerator[list[Delta], None]:
+    async def stream(self, _: Generation, hear: Hear) -> None:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        yield [Delta(self.name)]
+        await said(hear, Delta(self.name))
         if self.breaks:
             raise ModelBusy("scripted break")
-        yield [Delta(finish="stop")]
+        await said(hear, Delta(finish="stop"))
 
     async def models(self) -> list[str]:
         if self.error is not None:
@@ -71,11 +77,20 @@ async def test_answers_are_shared_out_by_weight() -> None:
 
 async def test_the_next_answer_goes_where_the_most_room_is() -> None:
     group = Group("ab")
-    async with aclosing(group.group.stream(asking("hi"))) as running:
-        assert text_of(await anext(running)) == "a"
+    begun, end = asyncio.Event(), asyncio.Event()
 
-        assert await group.ask() == "b"
-        assert await group.ask() == "b"
+    def hear(deltas: list[Delta]) -> Awaitable[object]:
+        assert begun.is_set() or text_of(deltas) == "a"
+        begun.set()
+        return end.wait()
+
+    running = asyncio.create_task(group.group.stream(asking("hi"), hear))
+    await begun.wait()
+
+    assert await group.ask() == "b"
+    assert await group.ask() == "b"
+    end.set()
+    await running
 
 
 async def test_an_attempt_that_fails_before_its_first_token_goes_to_another_server_unseen() -> None:

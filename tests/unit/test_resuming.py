@@ -1,7 +1,7 @@
 """Whatever kind of server it is, a text so far is continued: tried out once, then asked in its own way."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -10,7 +10,7 @@ from adapters.model import open_model
 from adapters.resuming import PROBE_AGAIN_SECONDS, PROBE_NEXT, PROBE_QUESTION, Resuming
 from config.settings import Settings
 from domain.errors import BadRequest, ModelBusy
-from domain.generation import Delta, Generation
+from domain.generation import Delta, Generation, Hear
 from tests.support.clock import Clock
 from tests.support.model_client import read, settings_for, text_of, until
 from tests.support.model_server import ModelServer
@@ -34,12 +34,12 @@ class NoTimeForProbes:
     busy = True
     probes = 0
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+    async def stream(self, generation: Generation, hear: Hear) -> None:
         if generation.messages[0]["content"] == PROBE_QUESTION:
             self.probes += 1
             if self.busy:
                 raise ModelBusy("scripted")
-        yield [Delta(PROBE_NEXT)]
+        hear([Delta(PROBE_NEXT)])
 
     async def models(self) -> list[str]:
         return ["scripted"]
@@ -48,13 +48,13 @@ class NoTimeForProbes:
 class Gateway:
     """A server of two models: ``needs flags`` continues a text only with them, ``refuses flags`` only without."""
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+    async def stream(self, generation: Generation, hear: Hear) -> None:
         flags, last = "continue_final_message" in generation.options, generation.messages[-1]
         if flags and generation.model == "refuses flags":
             raise BadRequest("scripted 400")
         so_far = last["content"] if last["role"] == "assistant" else ""
         continues = flags or generation.model == "refuses flags"
-        yield [Delta(TRUTH[len(so_far) if continues else 0 :])]
+        hear([Delta(TRUTH[len(so_far) if continues else 0 :])])
 
     async def models(self) -> list[str]:
         return ["needs flags", "refuses flags"]
@@ -224,9 +224,8 @@ async def test_tool_calls_come_whole_and_once() -> None:
 
 async def test_a_probe_ends_with_the_worker() -> None:
     class Silent(NoTimeForProbes):
-        async def stream(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        async def stream(self, generation: Generation, hear: Hear) -> None:
             await asyncio.Event().wait()
-            yield []
 
     model = Resuming(Silent(), {"": "auto"})
     model._probe_soon("m")

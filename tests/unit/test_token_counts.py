@@ -13,6 +13,7 @@ from config.settings import Settings
 from domain.conversation import CHARACTERS_PER_TOKEN
 from domain.errors import ModelBusy
 from domain.generation import Generation
+from tests.support.model_client import asking, read
 from tests.support.model_server import ModelServer
 
 TEXT = "How many tokens is this?"
@@ -109,8 +110,7 @@ def test_nothing_is_learned_from_a_prompt_that_is_more_than_its_text(request_: G
 
 async def test_a_group_learns_from_every_answer() -> None:
     async with ModelServer() as server, open_model_group(Settings(openai_base_url=server.base_url)) as group:
-        async for _ in group.stream(Generation("scripted", [{"role": "user", "content": f"[tokens=3] {'x ' * 400}"}])):
-            pass
+        await read(group, asking(f"[tokens=3] {'x ' * 400}"))
 
         assert group.counts.characters_per_token("scripted") != CHARACTERS_PER_TOKEN
 

@@ -66,7 +66,8 @@ async def write(token_log: TokenLog, tokens: list[Token], partition: int = 0) ->
         if token.kind in {"claim", "end"}:
             await token_log.put(partition, token)
         else:
-            await token_log.room(partition)
+            if (room := token_log.room(partition)) is not None:
+                await room
             token_log.append(partition, token)
             await asyncio.sleep(0)
 
