@@ -1,6 +1,8 @@
 """One turn as the log has it: what its readers share, and how they wait for more."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from config import metrics
 from domain.errors import LogUnavailable
@@ -17,6 +19,7 @@ class LoggedTurn:
     __slots__ = (
         "_counted",
         "_cut",
+        "_listeners",
         "_raw",
         "_waiters",
         "expired",
@@ -42,6 +45,7 @@ class LoggedTurn:
         # Records that wait until those before them have been read back; None once the fold is live.
         self._raw: list[Token] | None = []
         self._waiters: list[asyncio.Future[None]] = []
+        self._listeners: list[Callable[[], None]] = []
         self._counted = 0
         self._cut = ""
 
@@ -84,6 +88,15 @@ class LoggedTurn:
                     self._waiters.remove(waiter)
                 raise
 
+    @contextmanager
+    def heard_by(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call a function, which raises nothing, whenever something has come, and when nothing more will."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
     # -- for the hub
 
     def take(self, token: Token) -> None:
@@ -110,6 +123,8 @@ class LoggedTurn:
 
     def wake(self) -> None:
         """Tell the readers that something has come."""
+        for listener in self._listeners:
+            listener()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

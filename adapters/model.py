@@ -23,7 +23,8 @@ from adapters.model_transport import AiohttpTransport, Listening, listening
 from config import metrics
 from config.settings import Settings
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
-from domain.generation import Generation, Hear
+from domain.generation import Delta, Generation
+from domain.hearing import Hear
 
 SDK_RETRIES: Final = 1
 """Covers a kept connection that the server closed meanwhile. What lasts longer is waited for by whoever runs
@@ -70,7 +71,7 @@ class Model:
         self._look_at = clock()
         self._why_unlisted: ChatError = ModelBusy("the model server was not asked yet")
 
-    async def stream(self, generation: Generation, hear: Hear) -> None:
+    async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Have ``hear`` take the answer as it comes, at once for each read from the network; return at its end.
 
         Raises `ModelBusy` where the same generation may work soon, also after some deltas, and `BadRequest`

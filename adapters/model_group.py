@@ -22,7 +22,8 @@ from config import metrics
 from config.settings import Settings
 from domain.breaker import Breaker, State
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
-from domain.generation import Delta, Generation, Hear
+from domain.generation import Delta, Generation
+from domain.hearing import Hear
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +49,7 @@ class Asking:
 
     __slots__ = ("hear", "latest", "member")
 
-    def __init__(self, member: Member, hear: Hear) -> None:
+    def __init__(self, member: Member, hear: Hear[Delta]) -> None:
         self.member = member
         self.hear = hear
         self.latest: list[Delta] = []
@@ -70,7 +71,7 @@ class ModelGroup:
         for member in members:
             self._show(member, "closed")
 
-    async def stream(self, generation: Generation, hear: Hear) -> None:
+    async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Have ``hear`` take the answer, or the rest of it, from the first server that has it; see `Resuming.stream`.
 
         Raises `ModelBusy` when all servers failed or are left alone for now. Its ``retry_after`` is 0 where another

@@ -15,6 +15,8 @@ from typing import Final
 import aiohttp
 import httpx2
 
+from adapters.pushed import Pushed
+
 AIOHTTP: Final = "aiohttp"
 """Where a response's extensions have aiohttp's own response."""
 
@@ -98,7 +100,7 @@ Take = Callable[[bytes], Awaitable[object] | None]
 """Takes the next piece of a stream. Where it returns something, no other piece comes before that is done."""
 
 
-class Listening(asyncio.Protocol):
+class Listening(Pushed, asyncio.Protocol):
     """Hands on a stream's pieces as they come, and drops the connection after too much silence.
 
     Silence is what lies between two calls of `heard`, but for the time in which ``take`` lets the stream wait: then it
@@ -106,6 +108,7 @@ class Listening(asyncio.Protocol):
     """
 
     def __init__(self, response: httpx2.Response, take: Take, patience: float) -> None:
+        super().__init__()
         self.silent = False
         self._response = response
         self._arrived: aiohttp.ClientResponse | None = response.extensions.get(AIOHTTP)
@@ -113,12 +116,10 @@ class Listening(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._patience = patience
         self._since = self._loop.time()
-        self._timer = self._loop.call_later(patience, self._look)
+        self._timer = self._loop.call_later(patience, self._look_for_silence)
         self._aiohttp: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
-        self._woken: asyncio.Future[None] | None = None
-        self._pause: Awaitable[object] | None = None
-        self._error: Exception | None = None
+        self._pulled: AsyncIterator[bytes] | None = None
         self._stopped = False
 
     def heard(self) -> None:
@@ -133,25 +134,16 @@ class Listening(asyncio.Protocol):
         """Return when the stream has ended, or `stop` was called. Raises what broke it, and what ``take`` raises."""
         if self._arrived is None or "content-encoding" in self._response.headers:
             await self._pull()
-            return
-        self._step_between(self._arrived)
-        self._read()
-        while True:
-            if self._pause is not None:
-                await self._let_wait(self._pause)
-                self._pause = None
-                self._read()
-            elif self._error is not None:
-                raise self._error
-            elif self._has_ended():
-                return
-            else:
-                self._woken = self._loop.create_future()
-                await self._woken
+        else:
+            self._step_between(self._arrived)
+            await super().until_end()
 
     async def drain(self) -> None:
         """Read what is left, so that the connection can serve again; what it says does not matter any more."""
-        if self._arrived is not None:
+        if self._pulled is not None:
+            async for _ in self._pulled:
+                pass
+        elif self._arrived is not None:
             self._step_back()
             while await self._arrived.content.readany():
                 pass
@@ -184,7 +176,7 @@ class Listening(asyncio.Protocol):
         """Have aiohttp take HTTP's framing off, and hand on what that leaves."""
         assert self._aiohttp is not None
         self._aiohttp.data_received(data)
-        self._read()
+        self.look()
 
     def eof_received(self) -> bool | None:
         """Pass it on."""
@@ -195,7 +187,7 @@ class Listening(asyncio.Protocol):
         """Have aiohttp say whether the body was whole."""
         assert self._aiohttp is not None
         self._aiohttp.connection_lost(exc)
-        self._read()
+        self.look()
 
     def pause_writing(self) -> None:
         """Pass it on."""
@@ -209,47 +201,40 @@ class Listening(asyncio.Protocol):
 
     # -- what has come
 
-    def _read(self) -> None:
-        """Hand on what aiohttp's buffer has, unless it is to wait: then that fills, and aiohttp reads no more."""
-        if self._pause is not None or self._stopped or self._error is not None:
-            return
-        assert self._arrived is not None
-        try:
-            if piece := self._arrived.content.read_nowait():
-                self._pause = self._take(piece)
-            if self._pause is None and not self._has_ended():
-                return  # as nearly always: nobody need wake up
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            self._error = error
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
+    def _hand_on(self) -> Awaitable[object] | None:
+        """Take what aiohttp's buffer has. While nobody does, that fills, and aiohttp reads no more."""
+        if self._arrived is None or self._stopped:
+            return None
+        piece = self._arrived.content.read_nowait()
+        return self._take(piece) if piece else None
 
     def _has_ended(self) -> bool:
         return self._stopped or self._arrived is None or self._arrived.content.at_eof()
 
     async def _pull(self) -> None:
         """Read what aiohttp cannot hand on as it is: a body that is compressed, although we asked for a plain one."""
-        async for piece in self._response.aiter_bytes():
+        self._pulled = self._response.aiter_bytes()
+        async for piece in self._pulled:
             if (pause := self._take(piece)) is not None:
-                await self._let_wait(pause)
+                await self._wait_for(pause)
             if self._stopped:
                 return
 
-    async def _let_wait(self, pause: Awaitable[object]) -> None:
+    async def _wait_for(self, pause: Awaitable[object]) -> None:
         self._since = math.inf
         try:
             await pause
         finally:
             self.heard()
 
-    def _look(self) -> None:
+    def _look_for_silence(self) -> None:
         left = self._since + self._patience - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(min(left, self._patience), self._look)
+            self._timer = self._loop.call_later(min(left, self._patience), self._look_for_silence)
         elif self._arrived is not None:
             self.silent = True
             self._arrived.close()
-            self._read()
+            self.look()
 
 
 @contextmanager

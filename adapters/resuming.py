@@ -18,7 +18,8 @@ import structlog
 
 from config.settings import Resume
 from domain.errors import BadRequest, ChatError, ModelBusy
-from domain.generation import Delta, Enough, Generation, Hear, then_enough
+from domain.generation import Delta, Generation
+from domain.hearing import Enough, Hear, then_enough
 from domain.resume import Join, Way, messages_to_continue
 from domain.tool_calls import ToolCalls
 
@@ -49,7 +50,7 @@ BLANK: Final[Sequence[Way]] = ("instruct",)
 class Server(Protocol):
     """What is needed of a model server; `adapters.model.Model` is one."""
 
-    async def stream(self, generation: Generation, hear: Hear) -> None:
+    async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Have ``hear`` take what the model says, as it comes; return at its end."""
         ...
 
@@ -79,7 +80,7 @@ class Resuming:
         self._probe_at: dict[str, float] = {}
         self._refuse_flags: set[str] = set()  # models: of one gateway some need the flags, and others refuse them
 
-    async def stream(self, generation: Generation, hear: Hear) -> None:
+    async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Have ``hear`` take the rest of the answer; tool calls come whole, with the delta that ends the answer.
 
         Raises as `Model.stream` does.
@@ -101,7 +102,7 @@ class Resuming:
         if tools := calls.whole():
             await _last(hear, Delta(tools=tools))
 
-    async def _rest(self, generation: Generation, hear: Hear) -> None:
+    async def _rest(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Ask in one way after the other, until the server does not refuse it."""
         refused: BadRequest | None = None
         ways = await self._ways_to_try(generation.model) if generation.so_far.strip() else BLANK
@@ -127,7 +128,7 @@ class Resuming:
         way = self._ways.get(model)
         return (way,) if way else ("perhaps", "instruct")
 
-    async def _continued(self, generation: Generation, way: Way, hear: Hear) -> None:
+    async def _continued(self, generation: Generation, way: Way, hear: Hear[Delta]) -> None:
         """Have ``hear`` take what follows the text so far.
 
         A server that continues it counts the rest towards the limit alone. Others may repeat words of it, or all,
@@ -159,7 +160,7 @@ class Resuming:
             if text := join.close():
                 await _last(hear, Delta(text))
 
-    async def _ask(self, generation: Generation, hear: Hear) -> None:
+    async def _ask(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Ask to continue the last message, without the flags where the model refuses them."""
         if generation.model not in self._refuse_flags:
             heard = _Heard(hear)
@@ -250,7 +251,7 @@ class _Heard:
 
     __slots__ = ("begun", "hear")
 
-    def __init__(self, hear: Hear) -> None:
+    def __init__(self, hear: Hear[Delta]) -> None:
         self.hear = hear
         self.begun = False
 
@@ -259,7 +260,7 @@ class _Heard:
         return self.hear(deltas)
 
 
-async def _last(hear: Hear, delta: Delta) -> None:
+async def _last(hear: Hear[Delta], delta: Delta) -> None:
     """Have a delta heard that comes behind the stream."""
     if (pause := hear([delta])) is not None:
         await pause

@@ -5,16 +5,18 @@ Kafka has acknowledged it. So no higher epoch stands before anything that is sho
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from adapters.log_reader import LogReader
 from adapters.logged_turn import LoggedTurn
+from adapters.pushed import Pushed
 from adapters.token_hub import PATIENCE_SECONDS, OnBadFrame, OnBatch, TokenHub
 from adapters.token_producer import TokenProducer
 from adapters.token_tail import TokenTail
-from domain.errors import Expired, LogUnavailable
+from domain.errors import Expired
+from domain.hearing import Hear
 from domain.tokens import Token
 
 FRESH_SECONDS: Final = 5.0
@@ -52,32 +54,22 @@ class TokenLog:
         """Hold a turn, complete and growing; see `TokenHub.attach`."""
         return self._hub.attach(turn_id, partition, since)
 
-    async def read(
-        self, turn_id: str, partition: int, since: int, after: int = -1
-    ) -> AsyncGenerator[list[Token], None]:
-        """Yield the pieces numbered above ``after``, each time all that there are; finish after the end piece.
+    async def follow(self, turn_id: str, partition: int, since: int, after: int, hear: Hear[Token]) -> None:
+        """Have ``hear`` take the pieces numbered above ``after``, each time all that there are; return after the end.
 
         ``since`` as for `attach`. Raises `Expired` where the log has deleted the turn, and `LogUnavailable`
-        where Kafka does not answer; then ask again with ``after`` the last piece that came. Whoever stops early
-        wraps it in `contextlib.aclosing`, so that the turn is let go at once.
+        where Kafka does not answer; then ask again with ``after`` the last piece that came.
         """
-        seen = after + 1
-        while True:
+        seen, ended = after + 1, False
+        while not ended:
             async with self.attach(turn_id, partition, since) as turn:
                 if turn.expired and not turn.pieces:
                     raise Expired(f"the log has no tokens of turn {turn_id} any more")
-                pieces, fold = turn.pieces, turn.fold
+                following = _Following(turn, seen, hear)
+                with turn.heard_by(following.look):
+                    await following.until_end()
                 # A turn that was cut off is attached again, and raises there if that is of no use.
-                with suppress(LogUnavailable):
-                    while True:
-                        if len(pieces) > seen:
-                            new = pieces[seen:]
-                            seen += len(new)
-                            yield new
-                        elif fold.ended:
-                            return
-                        else:
-                            await turn.changed(seen)
+                seen, ended = following.seen, turn.fold.ended
 
     async def end_offset(self, partition: int) -> int:
         """Return an offset that no token written from now on can be below. Some seconds old at times."""
@@ -110,6 +102,28 @@ class TokenLog:
         for asking in list(self._asking.values()):
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
+
+
+class _Following(Pushed):
+    """Hands on the pieces of a turn. ``seen``: how many are behind it."""
+
+    def __init__(self, turn: LoggedTurn, seen: int, hear: Hear[Token]) -> None:
+        super().__init__()
+        self.seen = seen
+        self._turn = turn
+        self._hear = hear
+
+    def _hand_on(self) -> Awaitable[object] | None:
+        pieces = self._turn.pieces
+        if len(pieces) <= self.seen:
+            return None
+        new = pieces[self.seen :]
+        self.seen = len(pieces)
+        return self._hear(new)
+
+    def _has_ended(self) -> bool:
+        turn = self._turn
+        return (turn.fold.ended or turn.cut) and len(turn.pieces) <= self.seen
 
 
 def _ignore(partition: int, offset: int, raw: bytes, reason: str) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domain.errors import ModelBusy
-from domain.generation import Delta, Enough, Generation
+from domain.generation import Delta, Generation
+from domain.hearing import Enough
 from streams.app import app
 
 

@@ -14,8 +14,9 @@ from domain import reasons
 from domain.answer_cache import Source
 from domain.backoff import pause
 from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected, TurnFailed
-from domain.generation import LIMITS, Delta, Enough, Generation, Usage
+from domain.generation import LIMITS, Delta, Generation, Usage
 from domain.grounding import CitationFilter, without_note
+from domain.hearing import Enough
 from domain.ids import place_of
 from domain.sketches import Gaps
 from domain.tokens import Kind, Token, TurnInLog, next_epoch

@@ -1,8 +1,8 @@
 """What is asked of a language model and what comes back, in no one server's terms."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 LIMITS: Final = ("max_completion_tokens", "max_tokens")
 """OpenAI's newer models know only the first name, other servers only the second: the client knows which."""
@@ -53,19 +53,3 @@ class Delta(NamedTuple):
     tools: str = ""
     finish: str | None = None
     usage: Usage | None = None
-
-
-Hear = Callable[[list[Delta]], Awaitable[object] | None]
-"""Takes the next steps of a stream, in the very call that read them. Where it returns something, the stream waits for
-that; what it raises ends the stream."""
-
-
-class Enough(Exception):
-    """Raised by who hears a stream and wants no more of it."""
-
-
-async def then_enough(pause: Awaitable[object] | None) -> NoReturn:
-    """Wait for the last steps that are wanted, and end the stream."""
-    if pause is not None:
-        await pause
-    raise Enough

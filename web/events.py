@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -87,12 +88,13 @@ def wants_events(request: web.Request) -> bool:
 async def stream_events(request: web.Request, question: Question, after: int = -1) -> web.StreamResponse:
     """Send a turn's events with a number above ``after``."""
     site = request.app[SITE]
-    batches = site.chat.services.token_log.read(
-        question.turn_id, place_of_turn(question.turn_id).partition, question.tokens_from, after
+    place = place_of_turn(question.turn_id)
+    follow = partial(
+        site.chat.services.token_log.follow, question.turn_id, place.partition, question.tokens_from, after
     )
     # Where to go on, for a client that loses the answer to its POST.
     headers = {"Content-Location": f"/v1/turns/{question.turn_id}/events"}
-    response, _ = await site.streams.serve(request, batches, Events(question.turn_id), headers=headers)
+    response, _ = await site.streams.serve(request, follow, Events(question.turn_id), headers=headers)
     return response
 
 

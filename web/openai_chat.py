@@ -1,14 +1,15 @@
 """OpenAI's chat completions, by the path of every turn: put into Kafka, answered by an agent, read from the log."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
 from aiohttp import web
 
 from domain.errors import Expired, Retriable
+from domain.hearing import Enough, Hear
 from domain.tokens import Token
 from streams.records import Question
 from web.ask import Asked, accept, checked_input, give_accepted
@@ -23,7 +24,6 @@ from web.owner import is_forwarded
 from web.progress import place_of_turn
 from web.questions import find_question, find_turn
 from web.site import SITE, Site
-from web.sse import closing
 
 log = structlog.get_logger(__name__)
 
@@ -70,40 +70,43 @@ def asked(site: Site, wanted: ChatCompletionRequest) -> Asked:
 
 async def _ended(site: Site, question: Question) -> list[Token]:
     """Return a turn's pieces when it has ended."""
-    return [token async for batch in _read(site, question) for token in batch]
+    pieces: list[Token] = []
+    await _follow(site, question, pieces.extend)
+    return pieces
 
 
 async def _begun(site: Site, question: Question) -> list[Token]:
     """Return a turn's pieces as soon as there is one besides its start, or when it is time for a sign of life."""
     pieces: list[Token] = []
-    with suppress(TimeoutError):
-        async with asyncio.timeout(site.chat.settings.ping_seconds), closing(_read(site, question)) as batches:
-            async for batch in batches:
-                pieces += batch
-                if any(piece.kind not in BEFORE_WORDS for piece in pieces):
-                    break
+
+    def hear(batch: list[Token]) -> None:
+        pieces.extend(batch)
+        if any(piece.kind not in BEFORE_WORDS for piece in batch):
+            raise Enough
+
+    with suppress(TimeoutError, Enough):
+        async with asyncio.timeout(site.chat.settings.ping_seconds):
+            await _follow(site, question, hear)
     return pieces
 
 
-async def _read(site: Site, question: Question) -> AsyncIterator[list[Token]]:
-    """Yield a turn's pieces; those of its finished record where Kafka has deleted its tokens."""
+async def _follow(site: Site, question: Question, hear: Hear[Token]) -> None:
+    """Have a turn's pieces heard; those of its finished record where Kafka has deleted its tokens."""
     partition = place_of_turn(question.turn_id).partition
-    batches = site.chat.services.token_log.read(question.turn_id, partition, question.tokens_from)
     try:
-        async with closing(batches):
-            async for batch in batches:
-                yield batch
+        await site.chat.services.token_log.follow(question.turn_id, partition, question.tokens_from, -1, hear)
     except Expired:
         turn = await find_turn(site, question.turn_id, place_of_turn(question.turn_id))
         if turn is None or turn.finish == "tool_calls":
             raise events_expired(question.turn_id) from None
-        yield pieces_of(turn, question.model)
+        if (pause := hear(pieces_of(turn, question.model))) is not None:
+            await pause
 
 
 async def _stream(request: web.Request, question: Question, *, include_usage: bool) -> web.StreamResponse:
     site = request.app[SITE]
     chunks = Chunks(question, include_usage=include_usage, describe=lambda error: error_object(error, request))
-    response, ending = await site.streams.serve(request, _read(site, question), chunks, kind="completions")
+    response, ending = await site.streams.serve(request, partial(_follow, site, question), chunks, kind="completions")
     if ending != "complete":
         await _abandon(request, question)
     return response

@@ -1,6 +1,6 @@
 """What the web layer needs of the rest of Headrace, and no more: the plugs that `streams.app` fits and tests fake."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from yarl import URL
 
 from config.settings import Settings
+from domain.hearing import Hear
 from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from domain.knowledge import DocumentStatus, Found, Reader
 from domain.memory import Memories
@@ -47,8 +48,8 @@ class TokenLog(Protocol):
         """Return an offset below which tokens that are not written yet cannot come."""
         ...
 
-    def read(self, turn_id: str, partition: int, since: int, after: int = -1) -> AsyncIterator[list[Token]]:
-        """Yield the pieces with ``seq > after`` in batches, and finish after the end."""
+    async def follow(self, turn_id: str, partition: int, since: int, after: int, hear: Hear[Token]) -> None:
+        """Have ``hear`` take the pieces with ``seq > after`` in batches; return after the end."""
         ...
 
 

@@ -31,7 +31,7 @@ from web.events import event_of, followed
 from web.progress import place_of_turn
 from web.questions import own_question
 from web.site import SITE
-from web.sse import Ending, closing
+from web.sse import Ending
 from web.tracing import REQUEST_ID, request_id_of
 
 log = structlog.get_logger(__name__)
@@ -221,11 +221,13 @@ class Socket:
 
     async def _tell(self, question: Question, after: int) -> None:
         turn_id, token_log = question.turn_id, self._request.app[SITE].chat.services.token_log
-        batches = token_log.read(turn_id, place_of_turn(turn_id).partition, question.tokens_from, after)
-        async with self._refusing({"turn_id": turn_id}), closing(batches):
-            async for batch in batches:
-                for token in batch:
-                    await self._response.send_frame(_event(turn_id, token), WSMsgType.TEXT)
+
+        async def say(batch: list[Token]) -> None:
+            for token in batch:
+                await self._response.send_frame(_event(turn_id, token), WSMsgType.TEXT)
+
+        async with self._refusing({"turn_id": turn_id}):
+            await token_log.follow(turn_id, place_of_turn(turn_id).partition, question.tokens_from, after, say)
 
     # -- what the client is told
 

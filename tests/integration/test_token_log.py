@@ -53,7 +53,9 @@ async def workers(services: Services, topic: str, reader: LogReader) -> AsyncIte
 
 
 async def collect(token_log: TokenLog, turn_id: str, partition: int, since: int = 0) -> list[Token]:
-    return [token async for pieces in token_log.read(turn_id, partition, since) for token in pieces]
+    pieces: list[Token] = []
+    await token_log.follow(turn_id, partition, since, -1, pieces.extend)
+    return pieces
 
 
 def new_turn(partition: int) -> str:

@@ -18,6 +18,7 @@ from yarl import URL
 from config.settings import Settings
 from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner, SinkUnavailable
 from domain.generation import Usage
+from domain.hearing import Hear
 from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from domain.ids import place_of
 from domain.memory import Memories
@@ -215,7 +216,7 @@ class FakeTokenLog:
     async def end_offset(self, partition: int) -> int:
         return 42
 
-    async def read(self, turn_id: str, partition: int, since: int, after: int = -1) -> AsyncIterator[list[Token]]:
+    async def follow(self, turn_id: str, partition: int, since: int, after: int, hear: Hear[Token]) -> None:
         seen = after + 1
         async with self.attach(turn_id, partition, since) as turn:
             if turn.expired and not turn.pieces:
@@ -224,7 +225,8 @@ class FakeTokenLog:
                 if len(turn.pieces) > seen:
                     pieces = turn.pieces[seen:]
                     seen += len(pieces)
-                    yield pieces
+                    if (pause := hear(pieces)) is not None:
+                        await pause
                 else:
                     await turn.changed(seen)
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from adapters.model import Model, open_model
-from domain.generation import Delta, Enough, Generation, Usage
+from domain.generation import Delta, Generation, Usage
+from domain.hearing import Enough
 from tests.support.model_client import asking, read, settings_for, text_of, until
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer

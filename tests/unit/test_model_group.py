@@ -12,14 +12,15 @@ from adapters.model_group import KEY_SECONDS, Member, ModelGroup, open_model_gro
 from config.settings import Settings
 from domain.breaker import FIRST_SECONDS, OPENS_AFTER
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
-from domain.generation import Delta, Generation, Hear
+from domain.generation import Delta, Generation
+from domain.hearing import Hear
 from tests.support.clock import Clock
 from tests.support.model_client import asking, read, text_of
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
 
 
-async def said(hear: Hear, delta: Delta) -> None:
+async def said(hear: Hear[Delta], delta: Delta) -> None:
     if (pause := hear([delta])) is not None:
         await pause
 
@@ -34,7 +35,7 @@ class FakeServer:
         self.asked = 0
         self.listed: Sequence[str] = (name,)
 
-    async def stream(self, _: Generation, hear: Hear) -> None:
+    async def stream(self, _: Generation, hear: Hear[Delta]) -> None:
         self.asked += 1
         if self.error is not None:
             raise self.error

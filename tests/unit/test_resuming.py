@@ -10,7 +10,8 @@ from adapters.model import open_model
 from adapters.resuming import PROBE_AGAIN_SECONDS, PROBE_NEXT, PROBE_QUESTION, Resuming
 from config.settings import Settings
 from domain.errors import BadRequest, ModelBusy
-from domain.generation import Delta, Generation, Hear
+from domain.generation import Delta, Generation
+from domain.hearing import Hear
 from tests.support.clock import Clock
 from tests.support.model_client import read, settings_for, text_of, until
 from tests.support.model_server import ModelServer
@@ -34,7 +35,7 @@ class NoTimeForProbes:
     busy = True
     probes = 0
 
-    async def stream(self, generation: Generation, hear: Hear) -> None:
+    async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
         if generation.messages[0]["content"] == PROBE_QUESTION:
             self.probes += 1
             if self.busy:
@@ -48,7 +49,7 @@ class NoTimeForProbes:
 class Gateway:
     """A server of two models: ``needs flags`` continues a text only with them, ``refuses flags`` only without."""
 
-    async def stream(self, generation: Generation, hear: Hear) -> None:
+    async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
         flags, last = "continue_final_message" in generation.options, generation.messages[-1]
         if flags and generation.model == "refuses flags":
             raise BadRequest("scripted 400")
@@ -224,7 +225,7 @@ async def test_tool_calls_come_whole_and_once() -> None:
 
 async def test_a_probe_ends_with_the_worker() -> None:
     class Silent(NoTimeForProbes):
-        async def stream(self, generation: Generation, hear: Hear) -> None:
+        async def stream(self, generation: Generation, hear: Hear[Delta]) -> None:
             await asyncio.Event().wait()
 
     model = Resuming(Silent(), {"": "auto"})

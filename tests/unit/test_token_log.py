@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
 
 import pytest
 
@@ -57,7 +56,9 @@ async def other(kafka: MockKafka) -> AsyncIterator[TokenLog]:
 
 
 async def collect(token_log: TokenLog, turn_id: str, after: int = -1, partition: int = 0) -> list[Token]:
-    return [token async for pieces in token_log.read(turn_id, partition, 0, after) for token in pieces]
+    pieces: list[Token] = []
+    await token_log.follow(turn_id, partition, 0, after, pieces.extend)
+    return pieces
 
 
 async def write(token_log: TokenLog, tokens: list[Token], partition: int = 0) -> None:
@@ -112,13 +113,7 @@ async def test_a_reader_that_is_cancelled_again_and_again_misses_and_repeats_not
     seen: list[Token] = []
     while not seen or seen[-1].kind != "end":
         last = seen[-1].seq if seen else -1
-
-        async def read(after: int) -> None:
-            async with aclosing(token_log.read("t", 0, 0, after)) as batches:
-                async for pieces in batches:
-                    seen.extend(pieces)
-
-        reading = asyncio.create_task(read(last))
+        reading = asyncio.create_task(token_log.follow("t", 0, 0, last, seen.extend))
         await asyncio.wait([reading], timeout=0.003)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
