@@ -4,6 +4,8 @@ Bin i holds what is longer than g^(i-1) ms and not longer than g^i, g = 1.01 / 0
 (https://github.com/DataDog/sketches-py). Here is the half of it that is wanted for every token of every answer.
 """
 
+from array import array
+from itertools import pairwise
 from math import ceil, log
 from typing import Final
 
@@ -25,17 +27,22 @@ def bin_of(milliseconds: float) -> int:
 
 
 class Gaps:
-    """How long after one another tokens came. ``bins`` of two tokens has one gap."""
+    """How long after one another tokens came."""
 
-    __slots__ = ("_latest", "bins")
+    __slots__ = ("_at",)
 
     def __init__(self) -> None:
-        self.bins: Bins = {}
-        self._latest: float | None = None
+        self._at = array("d")
 
     def token(self, at: float) -> None:
         """Take note of a token; ``at`` in seconds, by a monotonic clock."""
-        if self._latest is not None:
-            gap = bin_of((at - self._latest) * 1000)
-            self.bins[gap] = self.bins.get(gap, 0) + 1
-        self._latest = at
+        self._at.append(at)
+
+    @property
+    def bins(self) -> Bins:
+        """Return the gaps in bins; two tokens have one."""
+        bins: Bins = {}
+        for before, at in pairwise(self._at):
+            gap = bin_of((at - before) * 1000)
+            bins[gap] = bins.get(gap, 0) + 1
+        return bins
