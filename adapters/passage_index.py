@@ -36,6 +36,9 @@ NEIGHBOURS: Final = 2
 BULK: Final = 100
 """Passages of a request: to encode as many with their vectors takes 5 ms, in which no token is streamed."""
 
+PAGE: Final = 1000
+"""Passages of which one request asks for the ids."""
+
 TITLE_BOOST: Final = 0.25
 _KEYWORD: Final = {"type": "keyword"}
 _TEXT: Final = {"type": "text", "analyzer": "english"}
@@ -202,28 +205,31 @@ class PassageIndex:
 
     # -- writing
 
-    async def ids(self, index: str, tenant: str, document_id: str) -> set[str]:
-        """Return the ids of a document's passages."""
-        found: set[str] = set()
+    async def ids(self, index: str, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+        """Return the ids of the passages of documents, which are named by tenant and id; of some hundreds at most."""
+        found: dict[tuple[str, str], set[str]] = {each: set() for each in documents}
+        query = {"bool": {"should": [_of_document(*each) for each in found], "minimum_should_match": 1}}
         after: list[Any] | None = None
         async with self._elastic.client() as client:
             await client.indices.refresh(index=index)
-        while True:
+        while found:
             async with self._elastic.client() as client:
                 answer = await client.search(
                     index=index,
-                    query=_of_document(tenant, document_id),
-                    size=1000,
-                    sort=[{"position": "asc"}, {"key": "asc"}],
+                    query=query,
+                    size=PAGE,
+                    sort=[{"tenant": "asc"}, {"document_id": "asc"}, {"key": "asc"}],
                     search_after=after,
                     source=False,
-                    filter_path=["hits.hits._id", "hits.hits.sort"],
+                    filter_path=["hits.hits.sort"],
                 )
-            hits = answer.body.get("hits", {}).get("hits", [])
-            found |= {hit["_id"] for hit in hits}
-            if len(hits) < 1000:
-                return found
-            after = hits[-1]["sort"]
+            places = [hit["sort"] for hit in answer.body.get("hits", {}).get("hits", [])]
+            for tenant, document_id, key in places:
+                found[tenant, document_id].add(key)
+            if len(places) < PAGE:
+                break
+            after = places[-1]
+        return found
 
     async def write(
         self,

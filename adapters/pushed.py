@@ -39,7 +39,14 @@ class Pushed(ABC):
 
     async def until_end(self) -> None:
         """Return when the stream has ended. Raises what broke it, and what whoever hears it raises."""
-        self.look()
+        try:
+            self.look()
+            await self._until_end()
+        finally:
+            if asyncio.iscoroutine(self._pause):
+                self._pause.close()  # its time has not come, where nobody hears the stream any more
+
+    async def _until_end(self) -> None:
         while True:
             if self._pause is not None:
                 await self._wait_for(self._pause)

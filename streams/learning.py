@@ -253,8 +253,8 @@ class Learner:
         embedder = self._embedders.of(self._model)
         await embedder.loaded()
         indices = await self._index.prepare(self._model, embedder.dims)
-        known = await self._statuses.many([(task.tenant, task.document_id) for task in tasks])
-        await self._index.refresh()
+        known = await self._statuses.many([_names(task) for task in tasks])
+        there = {each.name: await self._index.ids(each.name, map(_names, tasks)) for each in indices}
         said: list[tuple[DocumentStatus, int, bool]] = []
         outcomes: list[DocumentOutcome] = []
         places = asyncio.Semaphore(WRITES_AT_ONCE)
@@ -267,9 +267,9 @@ class Learner:
                     await self._statuses.remove(task.tenant, task.document_id, task.at_ms)
                     outcomes.append(_forgotten(task))
                     return
-                status = status_of(task.document, task.at_ms, known.get((task.tenant, task.document_id)))
+                status = status_of(task.document, task.at_ms, known.get(_names(task)))
                 with metrics.learning_duration.time():
-                    status = await self._learned(task, status, indices, check)
+                    status = await self._learned(task, status, indices, there, check)
                 said.append((status, task.at_ms, True))
                 outcomes.append(_outcome(status, task.at_ms))
 
@@ -285,14 +285,19 @@ class Learner:
         await asyncio.gather(*map(self._tell, outcomes))
 
     async def _learned(
-        self, task: Task, status: DocumentStatus, indices: Iterable[Index], check: Check
+        self,
+        task: Task,
+        status: DocumentStatus,
+        indices: Iterable[Index],
+        there: Mapping[str, Mapping[tuple[str, str], set[str]]],
+        check: Check,
     ) -> DocumentStatus:
-        """Bring one document into every index; return what became of it."""
+        """Bring one document into every index, which has what is ``there`` of it; return what became of it."""
         assert task.document is not None
         try:
             passages = await self._passages(task.tenant, task.document)
             for index in indices:
-                await self._write(index, task, passages, check)
+                await self._write(index, task, passages, there[index.name][_names(task)], check)
         except Rejected as error:
             metrics.documents.labels("failed").inc()
             log.warning("document not learned", document=task.document_id, reason=str(error))
@@ -316,14 +321,15 @@ class Learner:
             log.exception("document met an unforeseen error", document=document.document_id)
             raise Rejected("The document cannot be read, by a fault of Headrace's own. Its log says more.") from error
 
-    async def _write(self, index: Index, task: Task, passages: Mapping[str, Learned], check: Check) -> None:
-        """Make one index have a document as it is now.
+    async def _write(
+        self, index: Index, task: Task, passages: Mapping[str, Learned], there: set[str], check: Check
+    ) -> None:
+        """Make one index have a document as it is now, of which it has what is ``there``.
 
         Old passages go last, so that it is never found less than before or after; but first where it is not for
         everyone, because it may have been taken from somebody, who is not to find it while the new ones are embedded.
         """
         is_private = task.document is not None and bool(task.document.readers)
-        there = await self._index.ids(index.name, task.tenant, task.document_id)
         kept = {key: each for key, each in passages.items() if key in there}
         gone = there - passages.keys()
         if kept or gone:
@@ -359,6 +365,10 @@ class Learner:
             except EmbedderUnavailable as error:
                 log.warning("embedding again", reason=str(error))
                 await asyncio.sleep(LOOK_SECONDS)
+
+
+def _names(task: Task) -> tuple[str, str]:
+    return task.tenant, task.document_id
 
 
 def _outcome(status: DocumentStatus, at_ms: int) -> DocumentOutcome:

@@ -184,7 +184,8 @@ class Filling:
         """
         for each in documents:
             self._note(each)
-        there = [await self._index.ids(self._name, task.tenant, task.document_id) for task, _ in documents]
+        of_each = await self._index.ids(self._name, ((task.tenant, task.document_id) for task, _ in documents))
+        there = [of_each[task.tenant, task.document_id] for task, _ in documents]
         new = {
             key: each
             for (_, passages), known in zip(documents, there, strict=True)
@@ -203,7 +204,8 @@ class Filling:
         """Count a document as refused, and do with what the index has of it what learning does."""
         if task.document is not None and task.document.readers:
             # What it was to replace might be read by somebody who is not to read it any more.
-            await self._write(task.tenant, {}, await self._index.ids(self._name, task.tenant, task.document_id), {})
+            there = await self._index.ids(self._name, [(task.tenant, task.document_id)])
+            await self._write(task.tenant, {}, there[task.tenant, task.document_id], {})
         self._refuse(document_key(task.tenant, task.document_id).encode(), error)
 
     async def _write(

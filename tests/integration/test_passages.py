@@ -54,7 +54,7 @@ class Knowledge:
             ],
         )
         for index in await self.index.prepare("words", DIMS):
-            there = await self.index.ids(index.name, tenant, document_id)
+            there = (await self.index.ids(index.name, [(tenant, document_id)]))[tenant, document_id]
             new = {key: each for key, each in passages.items() if key not in there}
             vectors = await self.embedders.one.documents([each.spoken for each in new.values()])
             await self.index.write(
@@ -253,12 +253,19 @@ async def test_what_stays_is_not_written_anew(known: Knowledge) -> None:
     assert before < set(await known.passages())
 
 
-async def test_a_long_document_is_written_whole(known: Knowledge) -> None:
+async def test_a_long_document_is_written_whole(known: Knowledge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passage_index, "PAGE", 50)  # and found page by page
     texts = [f"line {number}" for number in range(2 * passage_index.BULK + 7)]
     await known.learn("long", *texts)
+    await known.learn("short", "one line")
 
     (serving,) = await known.index.indices()
-    assert len(await known.index.ids(serving.name, "acme", "long")) == len(texts)
+    found = await known.index.ids(serving.name, [("acme", "long"), ("acme", "short"), ("evil", "long")])
+    assert {each: len(keys) for each, keys in found.items()} == {
+        ("acme", "long"): len(texts),
+        ("acme", "short"): 1,
+        ("evil", "long"): 0,
+    }
 
 
 async def test_of_many_workers_that_begin_one_makes_the_index(opened: Open) -> None:

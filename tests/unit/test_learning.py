@@ -79,8 +79,8 @@ class FakeIndex:
     async def refresh(self) -> None:
         await asyncio.sleep(0)
 
-    async def ids(self, index: str, tenant: str, document_id: str) -> set[str]:
-        return set(self.there.get((index, tenant, document_id), {}))
+    async def ids(self, index: str, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+        return {each: set(self.there.get((index, *each), {})) for each in documents}
 
     async def write(
         self,

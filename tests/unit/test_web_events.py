@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from domain.turns import Failure
+from tests.support.fakes import ALICE
 from tests.support.web_client import Event, Web, all_events, events_of, serving
 
 TEXTS = ("Be", "cause\n\nof", ' "tea"', "\r\ndata: no\r\n", "é 語 \u2028 🫖", "")
@@ -165,3 +166,16 @@ async def test_head_tells_nothing_of_a_stream(web: Web) -> None:
     turn_id = await answered(web)
 
     assert (await web.call("HEAD", f"/v1/turns/{turn_id}/events")).status == 405
+
+
+async def test_a_client_that_knows_no_chunks_gets_plain_bytes(web: Web) -> None:
+    turn_id = await answered(web)
+
+    reader, writer = await asyncio.open_connection(web.server.host, web.server.port)
+    writer.write(f"GET /v1/turns/{turn_id}/events HTTP/1.0\r\nAuthorization: Bearer {ALICE}\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+
+    assert b"chunked" not in head.lower()
+    events = [block for block in body.decode().split("\n\n") if block.startswith("id: ")]
+    assert [block.split("\n")[0] for block in events] == [f"id: {number}" for number in range(len(TEXTS) + 2)]
