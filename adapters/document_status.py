@@ -43,12 +43,16 @@ _MAPPINGS: Final = {
 }
 
 
+_PROGRESS: Final = {"dynamic": "strict", "properties": {"next": {"type": "long"}}}
+
+
 class DocumentStatuses:
     """See the module. Methods raise `SinkUnavailable`."""
 
     def __init__(self, elastic: Elastic, prefix: str) -> None:
         self._elastic = elastic
         self._index = f"{prefix}documents-v1"
+        self._progress = f"{self._index}-progress"
         self._writing: dict[asyncio.Task[None], dict[tuple[str, str], DocumentStatus]] = {}
 
     async def write(self, *each: tuple[DocumentStatus, int, bool], shown: bool = True) -> None:
@@ -166,12 +170,12 @@ class DocumentStatuses:
         """Return the next offset of a partition of the documents' topic."""
         async with self._elastic.client() as client:
             asking = client.options(ignore_status=404)
-            found = await asking.get(index=f"{self._index}-progress", id=f"{log}/{partition}")
+            found = await asking.get(index=self._progress, id=f"{log}/{partition}")
         return int(found.body["_source"]["next"]) if found.body.get("found") else 0
 
     async def advance(self, log: str, partition: int, before: int, offset: int) -> None:
         """Note the next offset of a partition. Raises `Overtaken` where it is not the one ``before`` any more."""
-        where: dict[str, Any] = {"index": f"{self._index}-progress", "id": f"{log}/{partition}"}
+        where: dict[str, Any] = {"index": self._progress, "id": f"{log}/{partition}"}
         async with self._elastic.client() as client:
             found = (await client.options(ignore_status=404).get(**where)).body
         condition: dict[str, Any] = {"op_type": "create"}
@@ -188,18 +192,19 @@ class DocumentStatuses:
         raise Overtaken(f"the progress of partition {partition} is {there} and not {before}")
 
     async def _make(self) -> None:
-        """Make the index if it is missing; of several workers that do, one is first.
+        """Make the indices if they are missing; of several workers that do, one is first.
 
         Asked before each write, also of what is to be deleted: Elasticsearch would make one of its own kind, in which
         a reader's name is words.
         """
         async with self._elastic.client() as client:
             if not await client.indices.exists(index=self._index):
-                try:
-                    await client.indices.create(index=self._index, mappings=_MAPPINGS)
-                except BadRequestError as error:
-                    if error.error != "resource_already_exists_exception":
-                        raise
+                for name, mappings in ((self._progress, _PROGRESS), (self._index, _MAPPINGS)):
+                    try:
+                        await client.indices.create(index=name, mappings=mappings)
+                    except BadRequestError as error:
+                        if error.error != "resource_already_exists_exception":
+                            raise
 
 
 @asynccontextmanager

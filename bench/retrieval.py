@@ -7,10 +7,12 @@ of a hundred, a parser's process), from a log in memory: passages a second, and 
 meanwhile, while 50 tasks wake up 50 times a second as streams of tokens do; beside that, the same loop with nothing to
 embed. A stall is how late a task comes, which a busy machine adds to. So three more are printed (Linux tells): how long
 the loop's thread could have run meanwhile and had no core; the lateness without that, which is the worker's own doing:
-turns, and threads that hold the interpreter's lock; and the processor time of the loop's longest turn. Then what a
-search takes in the app, against its own two requests (words, vectors) sent raw and at
-once: the same bodies, encoded before and not decoded; and against these two with the texts of what they find, which a
-search reads in a third request for the best few. The vectors of the questions are known on all sides.
+turns, and threads that hold the interpreter's lock; and the processor time of the loop's longest turn. Where the
+machine is a virtual one its host may stop it, which all but the last count: for how long it did is printed too.
+
+Then what a search takes in the app, against its own two requests (words, vectors) sent raw and at once: the same
+bodies, encoded before and not decoded; and against these two with the texts of what they find, which a search reads in
+a third request for the best few. The vectors of the questions are known on all sides.
 """
 
 import argparse
@@ -56,9 +58,15 @@ PARTITIONS: Final = 4
 FILE_EVERY: Final = 100
 LOOK_SECONDS: Final = 0.5
 QUESTIONS: Final = 150
+STAT: Final = Path("/proc/stat")
 NO_TEXT: Final = b'"_source":false'
 SCHEDSTAT: Final = Path("/proc/thread-self/schedstat")
 TEXT: Final = b'"_source":{"excludes":["vector"]}'
+
+
+def _stolen() -> float:
+    """Return how long the host has not let this machine's cores run since it was started, in ms (Linux)."""
+    return int(STAT.read_text(encoding="ascii").split(maxsplit=9)[8]) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 class Turns(DefaultSelector):
@@ -88,6 +96,7 @@ class Stalls:
     turns: Turns
     late: list[float] = field(default_factory=list)
     coreless: list[float] = field(default_factory=list)
+    stolen_before: float = field(default_factory=_stolen)
 
     async def watch(self) -> None:
         """Notice until cancelled."""
@@ -103,7 +112,8 @@ class Stalls:
         own = [max(0.0, late - coreless) for late, coreless in zip(self.late, self.coreless, strict=True)]
         return (
             f"late: {_spread(self.late)}; without a core: {_spread(self.coreless)}; late but for that:"
-            f" {_spread(own)}; processor time of a turn: {_spread(self.turns.took)}"
+            f" {_spread(own)}; processor time of a turn: {_spread(self.turns.took)};"
+            f" all cores together were taken by the machine's host for {_stolen() - self.stolen_before:.0f} ms"
         )
 
 

@@ -51,6 +51,8 @@ WRITES_AT_ONCE: Final = 4
 PASSAGES_AT_ONCE: Final = 128
 """Passages of a document that are embedded and written together: to encode more would hold up the tokens of answers."""
 
+EMPTY: Final[Mapping[str, Any]] = {}
+
 ASIDE: Final = ThreadPoolExecutor(1, "learning")
 """What takes long is done here, one at a time: several threads would in turn keep the interpreter from the loop."""
 
@@ -137,6 +139,8 @@ class Learner:
         self._working: dict[int, asyncio.Task[None]] = {}
         self._failures: dict[int, int] = {}
         self._places = asyncio.Semaphore(PARTITIONS_AT_ONCE)
+        # One at a time of what costs Elasticsearch something: where it shares the cores with answers, that leaves one.
+        self._writing = asyncio.Lock()
         self._log = ""
 
     async def run(self) -> NoReturn:
@@ -254,7 +258,8 @@ class Learner:
         await embedder.loaded()
         indices = await self._index.prepare(self._model, embedder.dims)
         known = await self._statuses.many([_names(task) for task in tasks])
-        there = {each.name: await self._index.ids(each.name, map(_names, tasks)) for each in indices}
+        async with self._writing:
+            there = {each.name: await self._index.ids(each.name, map(_names, tasks)) for each in indices}
         said: list[tuple[DocumentStatus, int, bool]] = []
         outcomes: list[DocumentOutcome] = []
         places = asyncio.Semaphore(WRITES_AT_ONCE)
@@ -279,7 +284,8 @@ class Learner:
                     group.create_task(learn(task))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures
-        await self._index.refresh()
+        async with self._writing:
+            await self._index.refresh()
         await check()
         await self._statuses.write(*said)
         await asyncio.gather(*map(self._tell, outcomes))
@@ -332,18 +338,30 @@ class Learner:
         is_private = task.document is not None and bool(task.document.readers)
         kept = {key: each for key, each in passages.items() if key in there}
         gone = there - passages.keys()
-        if kept or gone:
-            await check()
-        await self._index.write(index.name, task.tenant, {}, kept, gone if is_private else (), seen=False)
+        await self._put(index, task, check, kept=kept, gone=gone if is_private else ())
         for new in _shares((key, each) for key, each in passages.items() if key not in there):
             vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in new.values()])
             with_vectors = {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)}
-            await check()
-            await self._index.write(index.name, task.tenant, with_vectors, {}, (), seen=False)
+            await self._put(index, task, check, new=with_vectors)
             metrics.passages_embedded.inc(len(new))
-        if gone and not is_private:
-            await check()
-            await self._index.write(index.name, task.tenant, {}, {}, gone, seen=False)
+        if not is_private:
+            await self._put(index, task, check, gone=gone)
+
+    async def _put(
+        self,
+        index: Index,
+        task: Task,
+        check: Check,
+        *,
+        new: Mapping[str, tuple[Learned, Sequence[float]]] = EMPTY,
+        kept: Mapping[str, Learned] = EMPTY,
+        gone: Collection[str] = (),
+    ) -> None:
+        """Write, if there is something to write, and unless somebody else is to."""
+        if new or kept or gone:
+            async with self._writing:
+                await check()
+                await self._index.write(index.name, task.tenant, new, kept, gone, seen=False)
 
     async def _check(self, partition: int, start: int) -> None:
         """Raise `NotOwner` where the partition has gone to another worker: what is not noted, that one learns again.

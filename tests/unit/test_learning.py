@@ -427,7 +427,7 @@ async def test_nothing_is_noted_before_it_is_learned_and_what_failed_is_learned_
     it.statuses.error = None
     await it.learn()
     assert (it.next(), len(it.statuses.known)) == (5, 3)
-    assert len(it.embedder.embedded) == len(set(it.embedder.embedded)) + it.embedder.embedded.count("two\ntwo") - 1
+    assert it.embedder.embedded.count("one\none") == 1  # the one that was written before
 
 
 async def test_whoever_comes_after_goes_on_where_learning_got(it: Setup) -> None:
@@ -531,7 +531,7 @@ async def test_what_was_written_late_is_mended_however_often_that_fails(it: Setu
         it.reader.failures = 3
 
     it.give("guide", "text")
-    it.index.before_write = skip_one(once(deleted))
+    it.index.before_write = once(deleted)
     await it.learn()
 
     assert (it.reader.failures, it.texts("guide"), it.statuses.known) == (0, [], {})
