@@ -18,9 +18,8 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from elasticsearch import BadRequestError
 
-from adapters.elastic import Elastic
+from adapters.elastic import Elastic, create_index
 from adapters.search_index import Erasure
 from config import metrics
 from config.settings import Settings
@@ -262,15 +261,8 @@ class AnswerCache:
             vector = {} if embedder is None else {"vector": _vector(embedder.dims)}
             async with self._elastic.client() as client:
                 if not await client.indices.exists(index=index):
-                    try:
-                        await client.indices.create(
-                            index=index,
-                            settings=_SETTINGS,
-                            mappings={"dynamic": "strict", "properties": {**_PROPERTIES, **vector}},
-                        )
-                    except BadRequestError as error:
-                        if error.error != "resource_already_exists_exception":
-                            raise
+                    mappings = {"dynamic": "strict", "properties": {**_PROPERTIES, **vector}}
+                    await create_index(client, index, settings=_SETTINGS, mappings=mappings)
             self._made.add(index)
         return index
 

@@ -15,9 +15,9 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
-from elasticsearch import BadRequestError, ConflictError, NotFoundError
+from elasticsearch import ConflictError, NotFoundError
 
-from adapters.elastic import Elastic, reason_of
+from adapters.elastic import Elastic, create_index, reason_of
 from domain.errors import Overtaken, SinkUnavailable
 from domain.knowledge import EVERYONE, DocumentStatus, Reader
 
@@ -41,8 +41,6 @@ _MAPPINGS: Final = {
         "updated_at": {"type": "long"},
     },
 }
-
-
 _PROGRESS: Final = {"dynamic": "strict", "properties": {"next": {"type": "long"}}}
 
 
@@ -199,12 +197,8 @@ class DocumentStatuses:
         """
         async with self._elastic.client() as client:
             if not await client.indices.exists(index=self._index):
-                for name, mappings in ((self._progress, _PROGRESS), (self._index, _MAPPINGS)):
-                    try:
-                        await client.indices.create(index=name, mappings=mappings)
-                    except BadRequestError as error:
-                        if error.error != "resource_already_exists_exception":
-                            raise
+                await create_index(client, self._progress, mappings=_PROGRESS)
+                await create_index(client, self._index, mappings=_MAPPINGS)
 
 
 @asynccontextmanager

@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
-from elasticsearch import ApiError, AsyncElasticsearch, TransportError
+from elasticsearch import ApiError, AsyncElasticsearch, BadRequestError, TransportError
 
 from config.settings import Settings
 from domain.breaker import Breaker
@@ -63,6 +63,15 @@ class Elastic:
         self._last = reason
         self._breaker.failed(self._clock())
         return SinkUnavailable(reason)
+
+
+async def create_index(client: AsyncElasticsearch, name: str, **about: Any) -> None:
+    """Make an index with these settings, mappings and aliases; of several workers that do, one is first."""
+    try:
+        await client.indices.create(index=name, **about)
+    except BadRequestError as error:
+        if error.error != "resource_already_exists_exception":
+            raise
 
 
 def said(error: ApiError) -> str:

@@ -21,7 +21,6 @@ class LoggedTurn:
         "_cut",
         "_listeners",
         "_raw",
-        "_waiters",
         "expired",
         "fold",
         "last",
@@ -44,7 +43,6 @@ class LoggedTurn:
         self.readers = 0
         # Records that wait until those before them have been read back; None once the fold is live.
         self._raw: list[Token] | None = []
-        self._waiters: list[asyncio.Future[None]] = []
         self._listeners: list[Callable[[], None]] = []
         self._counted = 0
         self._cut = ""
@@ -76,17 +74,13 @@ class LoggedTurn:
         lost its place in the log or is closed.
         """
         epoch = self.fold.epoch
-        while len(self.pieces) <= seen and self.fold.epoch == epoch and not self.fold.ended:
-            if self._cut:
-                raise LogUnavailable(self._cut)
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-                raise
+        news = asyncio.Event()
+        with self.heard_by(news.set):
+            while len(self.pieces) <= seen and self.fold.epoch == epoch and not self.fold.ended:
+                if self._cut:
+                    raise LogUnavailable(self._cut)
+                news.clear()
+                await news.wait()
 
     @contextmanager
     def heard_by(self, listener: Callable[[], None]) -> Iterator[None]:
@@ -125,10 +119,6 @@ class LoggedTurn:
         """Tell the readers that something has come."""
         for listener in self._listeners:
             listener()
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def cut_off(self, why: str) -> None:
         """Tell the readers that nothing more will come here."""

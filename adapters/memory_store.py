@@ -13,9 +13,9 @@ from hashlib import blake2b
 from typing import Final
 
 import msgspec
-from elasticsearch import BadRequestError, ConflictError
+from elasticsearch import ConflictError
 
-from adapters.elastic import Elastic
+from adapters.elastic import Elastic, create_index
 from domain.errors import SinkUnavailable
 from domain.memory import Memories
 
@@ -93,11 +93,7 @@ class MemoryStore:
         """
         async with self._elastic.client() as client:
             if not await client.indices.exists(index=self.index):
-                try:
-                    await client.indices.create(index=self.index, settings=_SETTINGS, mappings=_MAPPING)
-                except BadRequestError as error:
-                    if error.error != "resource_already_exists_exception":
-                        raise
+                await create_index(client, self.index, settings=_SETTINGS, mappings=_MAPPING)
 
 
 def document_id(tenant: str, user: str) -> str:

@@ -16,9 +16,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import structlog
-from elasticsearch import BadRequestError, NotFoundError
+from elasticsearch import NotFoundError
 
-from adapters.elastic import Elastic, reason_of
+from adapters.elastic import Elastic, create_index, reason_of
 from domain.errors import Rejected, SinkUnavailable
 from domain.knowledge import EVERYONE, Found, Passage, Reader
 from domain.retrieval import Query, Ranking
@@ -160,16 +160,13 @@ class PassageIndex:
         """Make an index for a model, unless it is there; return its name."""
         name = f"{self.alias}-{number:06}"
         async with self._elastic.client() as client:
-            try:
-                await client.indices.create(
-                    index=name,
-                    settings=_SETTINGS,
-                    mappings=_mappings(model, dims, "filling"),
-                    aliases={self.alias: {}} if serves else {},
-                )
-            except BadRequestError as error:  # of several workers that do, one is first
-                if error.error != "resource_already_exists_exception":
-                    raise
+            await create_index(
+                client,
+                name,
+                settings=_SETTINGS,
+                mappings=_mappings(model, dims, "filling"),
+                aliases={self.alias: {}} if serves else {},
+            )
         self._known = (float("-inf"), ())
         return name
 
@@ -208,11 +205,13 @@ class PassageIndex:
     async def ids(self, index: str, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
         """Return the ids of the passages of documents, which are named by tenant and id; of some hundreds at most."""
         found: dict[tuple[str, str], set[str]] = {each: set() for each in documents}
+        if not found:
+            return found
         query = {"bool": {"should": [_of_document(*each) for each in found], "minimum_should_match": 1}}
         after: list[Any] | None = None
         async with self._elastic.client() as client:
             await client.indices.refresh(index=index)
-        while found:
+        while True:
             async with self._elastic.client() as client:
                 answer = await client.search(
                     index=index,
@@ -227,9 +226,8 @@ class PassageIndex:
             for tenant, document_id, key in places:
                 found[tenant, document_id].add(key)
             if len(places) < PAGE:
-                break
+                return found
             after = places[-1]
-        return found
 
     async def write(
         self,

@@ -19,7 +19,7 @@ import structlog
 from config.settings import Resume
 from domain.errors import BadRequest, ChatError, ModelBusy
 from domain.generation import Delta, Generation
-from domain.hearing import Enough, Hear, then_enough
+from domain.hearing import Enough, Hear, heard, then_enough
 from domain.resume import Join, Way, messages_to_continue
 from domain.tool_calls import ToolCalls
 
@@ -100,18 +100,18 @@ class Resuming:
 
         await (self._rest(generation, whole) if generation.so_far else self._server.stream(generation, whole))
         if tools := calls.whole():
-            await _last(hear, Delta(tools=tools))
+            await heard(hear, [Delta(tools=tools)])
 
     async def _rest(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Ask in one way after the other, until the server does not refuse it."""
         refused: BadRequest | None = None
         ways = await self._ways_to_try(generation.model) if generation.so_far.strip() else BLANK
         for way in ways:
-            heard = _Heard(hear)
+            noting = _Noting(hear)
             try:
-                return await self._continued(generation, way, heard)
+                return await self._continued(generation, way, noting)
             except BadRequest as error:
-                if heard.begun:
+                if noting.begun:
                     raise
                 refused = refused or error
         assert refused is not None
@@ -158,18 +158,18 @@ class Resuming:
                 raise
         else:
             if text := join.close():
-                await _last(hear, Delta(text))
+                await heard(hear, [Delta(text)])
 
     async def _ask(self, generation: Generation, hear: Hear[Delta]) -> None:
         """Ask to continue the last message, without the flags where the model refuses them."""
         if generation.model not in self._refuse_flags:
-            heard = _Heard(hear)
+            noting = _Noting(hear)
             try:
-                return await self._server.stream(with_options(generation, CONTINUE_FLAGS), heard)
+                return await self._server.stream(with_options(generation, CONTINUE_FLAGS), noting)
             except BadRequest:
-                if heard.begun:
+                if noting.begun:
                     raise
-        without = _Heard(hear)
+        without = _Noting(hear)
         try:
             await self._server.stream(generation, without)
         finally:
@@ -246,7 +246,7 @@ async def open_resuming(
         await resuming.close()
 
 
-class _Heard:
+class _Noting:
     """Hands on what is heard. ``begun``: whether anything was."""
 
     __slots__ = ("begun", "hear")
@@ -258,12 +258,6 @@ class _Heard:
     def __call__(self, deltas: list[Delta]) -> Awaitable[object] | None:
         self.begun = True
         return self.hear(deltas)
-
-
-async def _last(hear: Hear[Delta], delta: Delta) -> None:
-    """Have a delta heard that comes behind the stream."""
-    if (pause := hear([delta])) is not None:
-        await pause
 
 
 def with_options(generation: Generation, options: Mapping[str, Any]) -> Generation:

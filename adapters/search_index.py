@@ -21,9 +21,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
-from elasticsearch import ApiError, AsyncElasticsearch, BadRequestError, ConflictError
+from elasticsearch import ApiError, AsyncElasticsearch, ConflictError
 
-from adapters.elastic import Elastic, reason_of
+from adapters.elastic import Elastic, create_index, reason_of
 from adapters.turn_store import TurnRow
 from domain.backoff import pause
 from domain.errors import Overtaken, SinkRefused, SinkUnavailable
@@ -396,16 +396,9 @@ def shallow(value: Any, depth: int = METADATA_DEPTH) -> Any:
 async def _create(
     client: AsyncElasticsearch, index: str, settings: Mapping[str, Any], properties: Mapping[str, Any]
 ) -> None:
-    """Make an index if it is missing; of several workers that do, one is first."""
-    if await client.indices.exists(index=index):
-        return
-    try:
-        await client.indices.create(
-            index=index, settings=settings, mappings={"dynamic": False, "properties": properties}
-        )
-    except BadRequestError as error:
-        if error.error != "resource_already_exists_exception":
-            raise
+    """Make an index if it is missing."""
+    if not await client.indices.exists(index=index):
+        await create_index(client, index, settings=settings, mappings={"dynamic": False, "properties": properties})
 
 
 def _next(log: str, partition: int, offset: int) -> dict[str, Any]:

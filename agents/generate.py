@@ -16,7 +16,7 @@ from domain.backoff import pause
 from domain.errors import BadRequest, LogUnavailable, ModelBusy, Rejected, TurnFailed
 from domain.generation import LIMITS, Delta, Generation, Usage
 from domain.grounding import CitationFilter, without_note
-from domain.hearing import Enough
+from domain.hearing import Enough, heard
 from domain.ids import place_of
 from domain.sketches import Gaps
 from domain.tokens import Kind, Token, TurnInLog, next_epoch
@@ -347,8 +347,7 @@ class Hearing:
         if not self.is_ours:
             raise Enough
         self._fresh = False
-        if (pause := self(deltas)) is not None:
-            await pause
+        await heard(self, deltas)
 
     def _append(self, delta: Delta) -> None:
         answer = self._answer

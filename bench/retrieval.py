@@ -58,8 +58,8 @@ PARTITIONS: Final = 4
 FILE_EVERY: Final = 100
 LOOK_SECONDS: Final = 0.5
 QUESTIONS: Final = 150
-STAT: Final = Path("/proc/stat")
 NO_TEXT: Final = b'"_source":false'
+STAT: Final = Path("/proc/stat")
 SCHEDSTAT: Final = Path("/proc/thread-self/schedstat")
 TEXT: Final = b'"_source":{"excludes":["vector"]}'
 

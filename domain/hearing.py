@@ -17,6 +17,12 @@ class Enough(Exception):
     """Raised by who hears a stream and wants no more of it."""
 
 
+async def heard(hear: Hear[T], what: list[T]) -> None:
+    """Have something heard, and wait as whoever hears it wants."""
+    if (pause := hear(what)) is not None:
+        await pause
+
+
 async def then_enough(pause: Awaitable[object] | None) -> NoReturn:
     """Wait for the last that is wanted, and end the stream."""
     if pause is not None:

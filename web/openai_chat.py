@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from domain.errors import Expired, Retriable
-from domain.hearing import Enough, Hear
+from domain.hearing import Enough, Hear, heard
 from domain.tokens import Token
 from streams.records import Question
 from web.ask import Asked, accept, checked_input, give_accepted
@@ -99,8 +99,7 @@ async def _follow(site: Site, question: Question, hear: Hear[Token]) -> None:
         turn = await find_turn(site, question.turn_id, place_of_turn(question.turn_id))
         if turn is None or turn.finish == "tool_calls":
             raise events_expired(question.turn_id) from None
-        if (pause := hear(pieces_of(turn, question.model))) is not None:
-            await pause
+        await heard(hear, pieces_of(turn, question.model))
 
 
 async def _stream(request: web.Request, question: Question, *, include_usage: bool) -> web.StreamResponse:

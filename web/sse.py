@@ -118,7 +118,7 @@ class Reader:
 
 
 class Line:
-    """The way to one reader, once its response has begun: straight to the connection, at a third of aiohttp's cost."""
+    """The way to one reader, once its response has begun: straight to the connection, past aiohttp's layers."""
 
     __slots__ = ("_is_chunked", "_transport", "_writer")
 

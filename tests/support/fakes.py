@@ -18,7 +18,7 @@ from yarl import URL
 from config.settings import Settings
 from domain.errors import Expired, LogUnavailable, ModelBusy, NotOwner, SinkUnavailable
 from domain.generation import Usage
-from domain.hearing import Hear
+from domain.hearing import Hear, heard
 from domain.history import Owner, StoredConversation, StoredFeedback, StoredTurn
 from domain.ids import place_of
 from domain.memory import Memories
@@ -225,8 +225,7 @@ class FakeTokenLog:
                 if len(turn.pieces) > seen:
                     pieces = turn.pieces[seen:]
                     seen += len(pieces)
-                    if (pause := hear(pieces)) is not None:
-                        await pause
+                    await heard(hear, pieces)
                 else:
                     await turn.changed(seen)
 

@@ -13,16 +13,11 @@ from config.settings import Settings
 from domain.breaker import FIRST_SECONDS, OPENS_AFTER
 from domain.errors import BadRequest, ChatError, KeyRefused, ModelBusy
 from domain.generation import Delta, Generation
-from domain.hearing import Hear
+from domain.hearing import Hear, heard
 from tests.support.clock import Clock
 from tests.support.model_client import asking, read, text_of
 from tests.support.model_server import ModelServer
 from tests.support.scripted_answer import expected_answer
-
-
-async def said(hear: Hear[Delta], delta: Delta) -> None:
-    if (pause := hear([delta])) is not None:
-        await pause
 
 
 class FakeServer:
@@ -39,10 +34,10 @@ class FakeServer:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        await said(hear, Delta(self.name))
+        await heard(hear, [Delta(self.name)])
         if self.breaks:
             raise ModelBusy("scripted break")
-        await said(hear, Delta(finish="stop"))
+        await heard(hear, [Delta(finish="stop")])
 
     async def models(self) -> list[str]:
         if self.error is not None:
