@@ -35,13 +35,17 @@ class Complaints:
 
     def __call__(self, error: KafkaError) -> None:
         """Log this error, unless one of its kind was logged just now."""
-        kind, now = error.name(), self._clock()
+        self.about(error.name(), error.str())
+
+    def about(self, kind: str, reason: str) -> None:
+        """Log an error of this kind, unless one was logged just now."""
+        now = self._clock()
         last, left_out = self._seen.get(kind, (-QUIET_SECONDS, 0))
         if now - last < QUIET_SECONDS:
             self._seen[kind] = (last, left_out + 1)
             return
         self._seen[kind] = (now, 0)
-        log.warning("kafka complained", client=self._client, error=kind, reason=error.str(), left_out=left_out)
+        log.warning("kafka complained", client=self._client, error=kind, reason=reason, left_out=left_out)
 
 
 class LeaderLook:
@@ -62,8 +66,12 @@ class LeaderLook:
 
     def complained(self, error: KafkaError) -> None:
         """Pass a complaint on, and look from now on."""
-        self._until = self._clock() + self.LASTS
+        self.begin()
         self._complaints(error)
+
+    def begin(self) -> None:
+        """Look from now on, for a while."""
+        self._until = self._clock() + self.LASTS
 
     def due(self) -> bool:
         """Return whether to ask, which is then taken as done."""

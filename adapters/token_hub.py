@@ -52,6 +52,7 @@ class Tail(Protocol):
 
     def follow(self, positions: Mapping[int, int]) -> None: ...  # noqa: D102
     def leave(self, partition: int) -> None: ...  # noqa: D102
+    def look(self) -> None: ...  # noqa: D102
     async def close(self) -> None: ...  # noqa: D102
 
 
@@ -249,6 +250,11 @@ class TokenHub:
         now, touched = self._loop.time(), set[LoggedTurn]()
         _catch_up(place, now, touched)
         _wake(touched, (place,), now)
+
+    def look(self) -> None:
+        """Have the tails look for new leaders: somebody heard that there are some, or will be."""
+        self._eager.look()
+        self._patient.look()
 
     async def close(self) -> None:
         """Let all readers go with `LogUnavailable`, and join the tail."""

@@ -5,9 +5,9 @@ Kafka has acknowledged it. So no higher epoch stands before anything that is sho
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from adapters.log_reader import LogReader
 from adapters.logged_turn import LoggedTurn
@@ -38,12 +38,7 @@ class TokenLog:
         self.put = producer.put
 
     async def until(self, partition: int, offset: int) -> None:
-        """Wait until everything up to this offset of a partition has been read; see `TokenHub.until`.
-
-        One that is not known (-1, see `TokenProducer.put`) is below the partition's present end.
-        """
-        if offset < 0:
-            offset = await self._ask_end(partition) - 1
+        """Wait until everything up to this offset of a partition has been read; see `TokenHub.until`."""
         await self._hub.until(partition, offset)
 
     async def own(self, partitions: Collection[int], *, within: float = PATIENCE_SECONDS) -> None:
@@ -139,13 +134,11 @@ async def open_token_log(
     frame_ms: float = 5.0,
     on_bad_frame: OnBadFrame = _ignore,
     idle_fetch_pause_ms: float = 0.0,
-    kafka: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[TokenLog]:
     """Open the producer and the tail of the token topic, which must exist.
 
     ``on_bad_frame(partition, offset, value, reason)`` is called for each record of an owned partition that is
     no frame. ``idle_fetch_pause_ms`` is for a broker that does not wait by itself, see `config.settings`.
-    ``kafka`` are further options of librdkafka, such as those of TLS.
     """
     async with AsyncExitStack() as stack:
 
@@ -157,11 +150,10 @@ async def open_token_log(
                 patient=patient,
                 known=lambda partition: hub.position(partition) or 0,
                 idle_pause=idle_fetch_pause_ms / 1000,
-                kafka=kafka,
             )
 
         hub = TokenHub(topic, log_reader, open_tail, on_bad_frame=on_bad_frame)
-        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, on_written=hub.wrote, kafka=kafka)
+        producer = TokenProducer(bootstrap, topic, frame_ms=frame_ms, on_written=hub.wrote, on_look=hub.look)
         stack.push_async_callback(hub.close)
         stack.push_async_callback(producer.close)
         token_log = TokenLog(topic, producer, hub, log_reader)

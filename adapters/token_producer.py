@@ -1,32 +1,29 @@
 """Writes tokens to the log: gathered into frames, paced, and held back where Kafka does not keep up.
 
 Kafka costs per record and request, not per token, so tokens of all turns of a partition wait a few milliseconds
-for each other. `append` runs ten thousand times a second and does as little as it can; what waits for Kafka
-(claims, ends) goes through `put`, at once.
+for each other, and all partitions that a broker leads go to it in one request, one after the other. `append` runs ten
+thousand times a second and does as little as it can; what waits for Kafka (claims, ends) goes through `put`: at once,
+or with the request behind the one that is under way.
 
-Acknowledgements are taken when a frame is due, and every millisecond while frames are under way: a thread that woke
-the loop for every frame cost a quarter of the token path. It wakes the loop for a lone frame alone, where a
-millisecond is much and there is nothing else to do.
-
-Delivery. A frame that Kafka does not acknowledge in time may or may not be in the log. Everything of its
-partition that is unacknowledged then counts as lost, and the turns in it are shut: `append` and `put` raise
+Delivery. A frame is written until Kafka acknowledges it, to whoever leads the partition then, and the next one of its
+partition not before; so frames keep their order, and one whose acknowledgement was lost stands there twice, of which
+the fold drops the second. A frame that Kafka does not acknowledge in time may or may not be in the log. Everything of
+its partition that is unacknowledged then counts as lost, and the turns in it are shut: `append` and `put` raise
 `LogUnavailable` for them until they are claimed with a higher epoch. What a shut turn still wrote stands behind
 a hole in its numbers or under an old epoch, and the fold drops it; so a writer who claims again and goes on
 from what its tail shows is right in either case.
 """
 
 import asyncio
-import threading
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from aiokafka.errors import BrokerResponseError, KafkaError, for_code
 
 from adapters.frames import encode
-from adapters.librdkafka import Complaints, LeaderLook, client_config
+from adapters.leaders import FAILURES, Broker, Leaders, Written, batch_of
+from adapters.librdkafka import Complaints
 from config import metrics
 from domain.errors import LogUnavailable
 from domain.pace import Pace
@@ -37,62 +34,102 @@ log = structlog.get_logger(__name__)
 # A frame of 2.3 MB held up everything behind it (FACTS 26); these keep one below some milliseconds.
 MAX_FRAME_TOKENS: Final = 2_000
 MAX_FRAME_BYTES: Final = 256_000
+# Errors that no repetition changes: too large, no such name of a topic, not allowed, not a record.
+HOPELESS: Final = frozenset({10, 17, 18, 29, 31, 87})
 # Beyond these the model's stream is not read: Kafka is not keeping up, and memory is not a place for answers.
 MAX_UNACKNOWLEDGED_TOKENS: Final = 20_000
 MAX_UNACKNOWLEDGED_SECONDS: Final = 2.0
 # Long enough for a partition to find a new leader, short enough for a person to be told.
 DELIVERY_SECONDS: Final = 30.0
+# A broker that is frozen rather than dead keeps its connections: its requests are given up after so long, and as soon
+# as somebody else leads a partition whose request has taken the second time.
+REQUEST_SECONDS: Final = 10.0
+SLOW_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 0.5
 # Shut turns that nobody claimed again (another worker did) are forgotten beyond this many a partition.
 MAX_SHUT: Final = 10_000
-# How often librdkafka is asked what happened, if nobody else does: while frames are under way, and otherwise.
-BUSY_SECONDS: Final = 0.001
-IDLE_SECONDS: Final = 0.25
-# With no more tokens than this under way, a thread waits for their acknowledgement, and for so long.
-LONE_TOKENS: Final = 2
-LISTEN_SECONDS: Final = 0.02
 CLOSE_SECONDS: Final = 0.5
 
 
 OnWritten = Callable[[int, int, Sequence[Token]], None]
 """Called with each frame that Kafka has taken: its partition, its offset there, its tokens."""
 
+Waiter = tuple[int, "asyncio.Future[int]"]
+"""Who waits for the offset of the partition's token of this number."""
+
 
 class _Frame:
-    """Tokens on their way to Kafka, and who waits to hear the offset."""
+    """Tokens on their way to Kafka, their batch, and who waits to hear the offset."""
 
-    __slots__ = ("lane", "lost", "raw", "sent_at", "tokens", "waiters")
+    __slots__ = ("batch", "born", "lane", "reason", "tokens", "waiters")
 
-    def __init__(self, lane: "_Lane", tokens: Sequence[Token], raw: bytes, sent_at: float) -> None:
+    def __init__(
+        self, lane: "_Lane", tokens: Sequence[Token], raw: bytes, waiters: Sequence[Waiter], born: float
+    ) -> None:
         self.lane = lane
         self.tokens = tokens
-        self.raw = raw
-        self.sent_at = sent_at
-        self.waiters: list[asyncio.Future[int]] = []
-        self.lost = False
+        self.batch = batch_of(raw)
+        self.waiters = waiters
+        self.born = born
+        self.reason = "nobody is known to lead it"
 
 
 class _Lane:
     """One partition's way into the log.
 
-    ``armed``: something will send what is pending (``timer``, or where that is None the next acknowledgement),
-    so that `append` has nothing to do but append. ``shut``: the turns that lost something, and up to which epoch.
+    ``frame``: the one that is to be acknowledged before there is another. ``armed``: a request will take what is
+    pending, so that `append` has nothing to do but append. ``framed``: how many tokens have left ``pending``.
+    ``shut``: the turns that lost something, and up to which epoch.
     """
 
-    __slots__ = ("armed", "frames", "partition", "pending", "sent_at", "shut", "timer", "waiters")
+    __slots__ = ("armed", "frame", "framed", "partition", "pending", "shut", "waiters")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.pending: list[Token] = []
-        self.waiters: list[asyncio.Future[int]] = []
-        self.frames: deque[_Frame] = deque()
-        self.sent_at = 0.0
+        self.waiters: list[Waiter] = []
+        self.frame: _Frame | None = None
+        self.framed = 0
         self.armed = False
-        self.timer: asyncio.Handle | None = None
         self.shut: dict[str, int] = {}
+
+    def next_frame(self, now: float) -> _Frame:
+        """Return the frame that was not acknowledged, else one of as much of what is pending as it may hold."""
+        if self.frame is None:
+            tokens, raw = _first_frame(self.pending)
+            self.pending = self.pending[len(tokens) :]
+            self.framed += len(tokens)
+            waiters = [waiter for waiter in self.waiters if waiter[0] <= self.framed]
+            self.waiters = self.waiters[len(waiters) :]
+            self.frame = _Frame(self, tokens, raw, waiters, now)
+        return self.frame
+
+
+class _Link:
+    """The requests to one broker, of which one is under way at a time: that of ``frames``.
+
+    ``waiting``: the lanes that the next one is for. ``timer`` will send it, or where that is None, the answer to the
+    one that is under way.
+    """
+
+    __slots__ = ("broker", "frames", "number", "sent_at", "task", "timer", "urgent", "waiting")
+
+    def __init__(self, number: int, broker: Broker) -> None:
+        self.number = number
+        self.broker = broker
+        self.waiting: list[_Lane] = []
+        self.frames: list[_Frame] = []
+        self.sent_at = 0.0
+        self.urgent = False
+        self.timer: asyncio.Handle | None = None
+        self.task: asyncio.Task[None] | None = None
 
 
 class TokenProducer:
-    """The only writer of tokens in this process. All methods belong to the event loop."""
+    """The only writer of tokens in this process. All methods belong to the event loop.
+
+    ``on_look`` is called when a leader is to be found, which others may want to know of, too.
+    """
 
     def __init__(
         self,
@@ -101,41 +138,27 @@ class TokenProducer:
         *,
         frame_ms: float,
         on_written: OnWritten = lambda *_: None,
+        on_look: Callable[[], None] = lambda: None,
         delivery_seconds: float = DELIVERY_SECONDS,
-        kafka: Mapping[str, Any] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._topic = topic
         self._pace = Pace(frame_ms / 1000)
         self._on_written = on_written
-        self._look = LeaderLook(Complaints("token producer"))
-        self._looking: asyncio.Future[None] | None = None
-        self._config = client_config(
-            bootstrap,
-            self._look.complained,
-            {
-                "acks": "all",
-                "enable.idempotence": True,
-                # Frames are gathered here already; 5 ms of linger would be added to every token.
-                "linger.ms": 0,
-                "message.timeout.ms": int(delivery_seconds * 1000),
-                # A broker that is frozen rather than dead keeps its connections: give its requests up early enough.
-                "request.timeout.ms": min(10_000, int(delivery_seconds * 1000)),
-                "retry.backoff.max.ms": 500,
-                **(kafka or {}),
-            },
-        )
-        self._producer = Producer(self._config)
+        self._on_look = on_look
+        self._delivery_seconds = delivery_seconds
+        self._request_seconds = min(REQUEST_SECONDS, delivery_seconds)
+        self._leaders = Leaders(bootstrap, topic)
+        self._complaints = Complaints("token producer")
         self._lanes: dict[int, _Lane] = {}
+        self._links: dict[int, _Link] = {}
+        # Lanes whose leader is not known, each with a frame for it.
+        self._strays: list[_Lane] = []
         self._unacknowledged = 0
         self._room: list[asyncio.Future[None]] = []
-        self._reports: deque[tuple[_Frame, KafkaError | None, int]] = deque()
         self._closed = False
-        self._busy = False
-        self._clock = self._loop.call_later(IDLE_SECONDS, self._tick)
-        self._awaited = threading.Event()
-        self._listener = threading.Thread(target=self._listen, name="token-producer", daemon=True)
-        self._listener.start()
+        self._watching = self._loop.create_task(self._watch(), name="token-producer-watch")
+        self._looking = self._loop.create_task(self._look(), name="token-producer-look")
 
     def append(self, partition: int, token: Token) -> None:
         """Put a token into the partition's next frame.
@@ -160,8 +183,6 @@ class TokenProducer:
     async def put(self, partition: int, token: Token) -> int:
         """Write a token at once, behind everything appended to its partition before; return its offset.
 
-        It is -1 where Kafka had taken the frame before without our hearing of it, and does not tell where.
-
         Raises `LogUnavailable` if Kafka did not take it in time, or took it behind something that was lost.
         """
         lane = self._lanes.get(partition) or self._new_lane(partition)
@@ -173,30 +194,39 @@ class TokenProducer:
             del lane.shut[token.turn_id]
         written: asyncio.Future[int] = self._loop.create_future()
         lane.pending.append(token)
-        lane.waiters.append(written)
+        lane.waiters.append((lane.framed + len(lane.pending), written))
         self._unacknowledged += 1
-        # At the end of this loop iteration, so that claims made at the same time share a frame.
-        self._loop.call_soon(self._send, lane)
+        if not lane.armed:
+            self._arm(lane)
+        link = self._link_of(lane)
+        if link is not None:
+            link.urgent = True
+            self._schedule(link)
         return await written
 
     async def close(self) -> None:
         """Send what is pending and give Kafka half a second for it. What it has not taken then is lost."""
         if self._closed:
             return
-        for lane in self._lanes.values():
-            self._send(lane)
         self._closed = True
-        self._clock.cancel()
-        self._awaited.set()
-        await asyncio.to_thread(self._listener.join)
-        await asyncio.to_thread(self._producer.flush, CLOSE_SECONDS)
-        self._collect()
+        deadline = self._loop.time() + CLOSE_SECONDS
+        while (left := deadline - self._loop.time()) > 0 and (busy := self._sending()):
+            await asyncio.wait(busy, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        tasks = [self._watching, self._looking, *(link.task for link in self._links.values() if link.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, self._leaders.close(), return_exceptions=True)
+        for link in self._links.values():
+            link.broker.cut()
         for lane in self._lanes.values():
             self._lose(lane, "the worker is shutting down")
-        self._producer.purge(blocking=False)
-        if self._looking is not None:
-            await asyncio.wait((self._looking,))
-        await asyncio.to_thread(self._producer.close)
+
+    def _sending(self) -> list[asyncio.Task[None]]:
+        """Return what is under way, after having sent whatever can be."""
+        for link in self._links.values():
+            if link.waiting and not link.frames:
+                self._send(link)
+        return [link.task for link in self._links.values() if link.frames and link.task is not None]
 
     # -- sending
 
@@ -204,136 +234,191 @@ class TokenProducer:
         lane = self._lanes[partition] = _Lane(partition)
         return lane
 
+    def _link_of(self, lane: _Lane) -> _Link | None:
+        number = self._leaders.of(lane.partition)
+        if number is None:
+            return None
+        address = self._leaders.address(number)
+        link = self._links.get(number)
+        if link is None:
+            link = self._links[number] = _Link(number, Broker(address, self._request_seconds))
+        elif link.broker.address != address:
+            link.broker.cut()
+            link.broker = Broker(address, self._request_seconds)
+        return link
+
     def _arm(self, lane: _Lane) -> None:
         if self._closed:
             raise LogUnavailable("the token log is closed")
         lane.armed = True
-        due = self._pace.after(lane.sent_at)
-        if due <= self._loop.time():
-            # At the end of this loop iteration, so that what one read of a model's socket brings shares a frame.
-            lane.timer = self._loop.call_soon(self._due, lane)
+        link = self._link_of(lane)
+        if link is None:
+            self._stray(lane)
         else:
-            lane.timer = self._loop.call_at(due, self._due, lane)
+            link.waiting.append(lane)
+            if link.timer is None:
+                self._schedule(link)
 
-    def _due(self, lane: _Lane) -> None:
-        lane.timer = None
-        self._serve()
-        if not lane.frames:
-            self._send(lane)
-
-    def _send(self, lane: _Lane) -> None:
-        self._disarm(lane)
-        if not lane.pending:
+    def _schedule(self, link: _Link) -> None:
+        """Have the next request sent when it is due, if none is under way."""
+        if link.frames:
             return
-        lane.sent_at = self._loop.time()
-        frames = [_Frame(lane, tokens, raw, lane.sent_at) for tokens, raw in _framed(lane.pending)]
-        frames[-1].waiters = lane.waiters
-        lane.frames.extend(frames)
-        lane.pending, lane.waiters = [], []
-        if not self._busy:
-            self._watch()
-        try:
-            for frame in frames:
-                self._producer.produce(
-                    self._topic, frame.raw, partition=lane.partition, on_delivery=partial(self._delivered, frame)
-                )
-        except (BufferError, KafkaException) as error:
-            self._failed(lane, error)
+        if link.timer is not None:
+            link.timer.cancel()
+        due = 0.0 if link.urgent else self._pace.after(link.sent_at)
+        if due <= self._loop.time():
+            # At the end of this loop iteration, so that what one read of a model's socket brings shares a frame, and
+            # so do claims made at the same time.
+            link.timer = self._loop.call_soon(self._send, link)
+        else:
+            link.timer = self._loop.call_at(due, self._send, link)
 
-    def _disarm(self, lane: _Lane) -> None:
-        lane.armed = False
-        if lane.timer is not None:
-            lane.timer.cancel()
-            lane.timer = None
+    def _send(self, link: _Link) -> None:
+        """Send a frame of each lane that waits."""
+        if link.timer is not None:
+            link.timer.cancel()
+            link.timer = None
+        now = link.sent_at = self._loop.time()
+        lanes, link.waiting, link.urgent = link.waiting, [], False
+        for lane in lanes:
+            lane.armed = False
+            if lane.frame is None and not lane.pending:
+                continue
+            link.frames.append(lane.next_frame(now))
+            if lane.pending:
+                lane.armed = link.urgent = True
+                link.waiting.append(lane)
+        if link.frames:
+            link.task = self._loop.create_task(self._deliver(link))
+
+    async def _deliver(self, link: _Link) -> None:
+        written: dict[int, Written] = {}
+        failure: Exception | None = None
+        try:
+            written |= await link.broker.produce(
+                self._topic, [(frame.lane.partition, frame.batch) for frame in link.frames]
+            )
+        except FAILURES as error:
+            failure = error
+            link.broker.cut()
+        seconds = self._loop.time() - link.sent_at
+        self._pace.took(seconds)
+        frames, link.frames = link.frames, []
+        for frame in frames:
+            told = written.get(frame.lane.partition)
+            if told is None:
+                self._not_taken(frame, link, failure or KafkaError("the answer does not mention it"))
+            elif told.code:
+                self._not_taken(frame, link, for_code(told.code)())
+            else:
+                self._acknowledged(frame, told.offset, seconds)
+        if failure is not None:
+            for lane in link.waiting.copy():
+                self._lead_away(lane, link)
+        if link.waiting:
+            self._schedule(link)
+        self._make_room()
 
     # -- delivery
 
-    def _watch(self) -> None:
-        """Look for acknowledgements soon."""
-        if self._unacknowledged <= LONE_TOKENS:
-            self._awaited.set()
-        self._clock.cancel()
-        self._clock = self._loop.call_later(BUSY_SECONDS, self._tick)
-        self._busy = True
-
-    def _listen(self) -> None:
-        while self._awaited.wait() and not self._closed:
-            self._awaited.clear()
-            if self._producer.poll(LISTEN_SECONDS):
-                self._loop.call_soon_threadsafe(self._collect)
-
-    def _serve(self) -> None:
-        """Take the acknowledgements that have come."""
-        if not self._closed and self._producer.poll(0):
-            self._collect()
-
-    def _tick(self) -> None:
-        self._serve()
-        if (self._looking is None or self._looking.done()) and self._look.due():
-            self._looking = self._loop.run_in_executor(None, self._look.ask, self._producer, self._topic)
-        self._busy = self._unacknowledged > 0
-        self._clock = self._loop.call_later(BUSY_SECONDS if self._busy else IDLE_SECONDS, self._tick)
-
-    def _delivered(self, frame: _Frame, error: KafkaError | None, message: Message) -> None:
-        """Note a delivery report. Runs inside librdkafka's poll, at times in another thread than the loop's."""
-        offset = None if error else message.offset()
-        self._reports.append((frame, error, -1 if offset is None else offset))
-
-    def _collect(self) -> None:
-        now = self._loop.time()
-        while self._reports:
-            frame, error, offset = self._reports.popleft()
-            if frame.lost:
-                continue
-            if error is not None:
-                self._failed(frame.lane, KafkaException(error))
-            else:
-                self._acknowledged(frame, offset, now - frame.sent_at)
-        self._make_room()
-
     def _acknowledged(self, frame: _Frame, offset: int, seconds: float) -> None:
-        lane = frame.lane
-        lane.frames.remove(frame)
-        self._pace.took(seconds)
-        self._unacknowledged -= len(frame.tokens)
-        if offset >= 0:
-            self._on_written(lane.partition, offset, frame.tokens)
-        for waiter in frame.waiters:
+        lane, count = frame.lane, len(frame.tokens)
+        lane.frame = None
+        self._unacknowledged -= count
+        self._on_written(lane.partition, offset, frame.tokens)
+        for _, waiter in frame.waiters:
             if not waiter.done():
                 waiter.set_result(offset)
         metrics.frames.inc()
-        metrics.tokens_logged.inc(len(frame.tokens))
-        metrics.tokens_per_frame.observe(len(frame.tokens))
+        metrics.tokens_logged.inc(count)
+        metrics.tokens_per_frame.observe(count)
         metrics.frame_ack.observe(seconds)
-        if lane.armed and lane.timer is None and not lane.frames:
-            self._send(lane)
+
+    def _not_taken(self, frame: _Frame, link: _Link, error: Exception) -> None:
+        """Write a frame again to who leads its partition now, or have it lost where that is of no use."""
+        lane = frame.lane
+        if isinstance(error, BrokerResponseError) and error.errno in HOPELESS:
+            self._failed(lane, error)
+        else:
+            frame.reason = str(error) or type(error).__name__
+            self._complaints.about(type(error).__name__, frame.reason)
+            self._lead_away(lane, link)
+
+    def _lead_away(self, lane: _Lane, link: _Link) -> None:
+        if lane.armed:
+            link.waiting.remove(lane)
+        self._leaders.forget(lane.partition)
+        self._stray(lane)
+
+    def _stray(self, lane: _Lane) -> None:
+        """Have a lane's leader looked for."""
+        lane.armed = True
+        lane.next_frame(self._loop.time())
+        self._strays.append(lane)
+        if self._looking.done():
+            self._looking = self._loop.create_task(self._look(), name="token-producer-look")
+
+    async def _look(self) -> None:
+        """Ask who leads, until every stray has its leader or has waited too long for one."""
+        self._on_look()
+        while True:
+            await self._leaders.ask()
+            strays, self._strays = self._strays, []
+            for lane in strays:
+                link = self._link_of(lane)
+                frame = lane.next_frame(self._loop.time())
+                if self._is_late(frame):
+                    lane.armed = False
+                    self._failed(lane, frame.reason)
+                elif link is None:
+                    self._strays.append(lane)
+                else:
+                    link.waiting.append(lane)
+                    link.urgent = True
+                    self._schedule(link)
+            if not self._strays:
+                return
+
+    async def _watch(self) -> None:
+        """Give up slow requests for what another broker leads now, and those that take longer than they may."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = self._loop.time()
+            slow = [link for link in self._links.values() if link.frames and now - link.sent_at > SLOW_SECONDS]
+            if not slow:
+                continue
+            for lane in [lane for link in slow for lane in link.waiting if lane.pending]:
+                lane.next_frame(now)  # its time counts from here on
+            await self._leaders.ask()
+            for link in slow:
+                if any(
+                    self._is_late(frame) or self._leaders.of(frame.lane.partition) != link.number
+                    for frame in link.frames
+                ):
+                    link.broker.cut()
+
+    def _is_late(self, frame: _Frame) -> bool:
+        return self._loop.time() - frame.born >= self._delivery_seconds
 
     # -- loss
 
-    def _failed(self, lane: _Lane, error: BaseException) -> None:
-        reason = error.args[0] if error.args else error
-        log.error("frames lost", partition=lane.partition, frames=len(lane.frames), reason=str(reason))
+    def _failed(self, lane: _Lane, reason: object) -> None:
+        log.error("frames lost", partition=lane.partition, reason=str(reason))
         self._lose(lane, f"Kafka did not take a frame of partition {lane.partition}: {reason}")
-        if isinstance(reason, KafkaError) and (reason.fatal() or reason.code() == KafkaError._FATAL):
-            self._renew()
 
     def _lose(self, lane: _Lane, why: str) -> None:
         """Count everything unacknowledged of a partition as lost: shut its turns, tell who waits."""
-        waiters = lane.waiters
-        tokens = lane.pending
-        for frame in lane.frames:
-            frame.lost = True
-            tokens.extend(frame.tokens)
-            waiters.extend(frame.waiters)
-        lane.pending, lane.waiters = [], []
-        lane.frames.clear()
-        self._disarm(lane)
+        tokens, waiters = lane.pending, lane.waiters
+        if lane.frame is not None:
+            tokens = [*lane.frame.tokens, *tokens]
+            waiters = [*lane.frame.waiters, *waiters]
+        lane.frame, lane.pending, lane.waiters = None, [], []
         self._unacknowledged -= len(tokens)
         for token in tokens:
             lane.shut[token.turn_id] = max(token.epoch, lane.shut.pop(token.turn_id, -1))
         while len(lane.shut) > MAX_SHUT:
             del lane.shut[next(iter(lane.shut))]
-        for waiter in waiters:
+        for _, waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(LogUnavailable(why))
         self._make_room()
@@ -342,22 +427,15 @@ class TokenProducer:
         if lane.shut.get(token.turn_id, -1) >= token.epoch:
             raise LogUnavailable(f"tokens of turn {token.turn_id} were lost on their way to Kafka; claim it again")
 
-    def _renew(self) -> None:
-        """Replace a producer that Kafka has shut out: an idempotent one never recovers from a lost sequence."""
-        log.error("token producer renewed")
-        for lane in self._lanes.values():
-            self._lose(lane, "the token producer had to be renewed")
-        self._producer = Producer(self._config)
-
     # -- back-pressure
 
     def _has_room(self, partition: int) -> bool:
         if self._unacknowledged > MAX_UNACKNOWLEDGED_TOKENS:
             return False
         lane = self._lanes.get(partition)
-        if lane is None or not lane.frames:
+        if lane is None or lane.frame is None:
             return True
-        return self._loop.time() - lane.frames[0].sent_at < MAX_UNACKNOWLEDGED_SECONDS
+        return self._loop.time() - lane.frame.born < MAX_UNACKNOWLEDGED_SECONDS
 
     async def _wait_for_room(self, partition: int) -> None:
         while not self._has_room(partition):
@@ -372,17 +450,11 @@ class TokenProducer:
                 waiter.set_result(None)
 
 
-def _framed(tokens: Sequence[Token]) -> Iterator[tuple[Sequence[Token], bytes]]:
-    """Yield the tokens and their encoding, in as many frames as the caps ask for."""
-    for start in range(0, len(tokens), MAX_FRAME_TOKENS):
-        yield from _fitting(tokens[start : start + MAX_FRAME_TOKENS])
-
-
-def _fitting(tokens: Sequence[Token]) -> Iterator[tuple[Sequence[Token], bytes]]:
+def _first_frame(pending: Sequence[Token]) -> tuple[Sequence[Token], bytes]:
+    """Return as many tokens as a frame may hold, one at least, and their encoding."""
+    tokens = pending[:MAX_FRAME_TOKENS]
     raw = encode(tokens)
-    if len(raw) <= MAX_FRAME_BYTES or len(tokens) == 1:
-        yield tokens, raw
-        return
-    half = len(tokens) // 2
-    yield from _fitting(tokens[:half])
-    yield from _fitting(tokens[half:])
+    while len(raw) > MAX_FRAME_BYTES and len(tokens) > 1:
+        tokens = tokens[: len(tokens) // 2]
+        raw = encode(tokens)
+    return tokens, raw

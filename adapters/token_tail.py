@@ -27,6 +27,8 @@ FETCH_WAIT_MS: Final = 100
 # A patient tail gets what has come in this time in one piece, unless it is more than that.
 PATIENT_WAIT_MS: Final = 50
 PATIENT_BYTES: Final = 1 << 20
+# For a broker that answers nothing any more: it is not waited for longer. The default is a minute.
+ANSWER_MS: Final = 5_000
 # Batches that the loop has not taken yet. Beyond it the thread waits, so that they grow instead of piling up.
 MAX_WAITING: Final = 16
 
@@ -84,6 +86,7 @@ class TokenTail:
                     "fetch.wait.max.ms": PATIENT_WAIT_MS if patient else FETCH_WAIT_MS,
                     "fetch.min.bytes": PATIENT_BYTES if patient else 1,
                     "enable.partition.eof": idle_pause > 0,
+                    "socket.timeout.ms": ANSWER_MS,
                     **(kafka or {}),
                 },
             )
@@ -117,6 +120,10 @@ class TokenTail:
             self._consumer.incremental_unassign(self._places({partition: self._positions.pop(partition)}))
 
         self._changes.append(change)
+
+    def look(self) -> None:
+        """Look for new leaders from now on: a broker that is frozen keeps its connection and complains of nothing."""
+        self._look.begin()
 
     async def close(self) -> None:
         """Stop, join the thread and close the consumer."""

@@ -1,6 +1,9 @@
 """One of three brokers is dead: what it led is read from who leads it now, and holds up nothing else if nobody does."""
 
 import asyncio
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +12,11 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from adapters.log_reader import open_log_reader
+from adapters.token_log import open_token_log
+from domain.tokens import Token
 from tests.support.kafka import produce
 from tests.support.services import can_launch, launch, launched, missing
+from tests.support.turns import claim, end, whole, words
 
 TOPIC = "read-from-any-broker"
 # Noticed within 2 s instead of 9, so that the test is short.
@@ -63,3 +69,40 @@ async def test_a_partition_that_only_the_dead_broker_had_does_not_keep_the_ends_
         async with asyncio.timeout(30):
             while await reader.ends_told(TOPIC, range(6)) != ends:
                 await asyncio.sleep(0.1)
+
+
+@pytest.mark.kafka
+async def test_tokens_go_on_in_order_with_the_new_leaders_of_a_broker_that_is_frozen(
+    brokers: str, tmp_path: Path
+) -> None:
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+    await asyncio.to_thread(
+        admin.create_topics([NewTopic(TOPIC, 6, 3, config={"min.insync.replicas": "2"})])[TOPIC].result
+    )
+    turns = [f"t{partition}" for partition in range(6)]
+    async with open_log_reader(brokers) as reader, open_token_log(brokers, TOPIC, log_reader=reader) as token_log:
+        await token_log.own(range(6))
+        leader = admin.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions[0].leader
+        pid = json.loads((tmp_path / "state.json").read_text())[f"kafka{leader}"]["pid"]
+
+        async def answer(partition: int) -> None:
+            await token_log.put(partition, claim(turns[partition]))
+            for token in words(turns[partition], 1, 400):
+                if (room := token_log.room(partition)) is not None:
+                    await room
+                token_log.append(partition, token)
+                await asyncio.sleep(0.005)
+            await token_log.put(partition, end(turns[partition], 401))
+
+        try:
+            async with asyncio.timeout(20):  # a minute is librdkafka's own patience with a socket
+                answering = asyncio.gather(*map(answer, range(6)))
+                await asyncio.sleep(0.5)
+                os.kill(pid, signal.SIGSTOP)
+                await answering
+                for partition, turn_id in enumerate(turns):
+                    pieces: list[Token] = []
+                    await token_log.follow(turn_id, partition, 0, -1, pieces.extend)
+                    assert pieces == whole(turn_id, 400)
+        finally:
+            os.kill(pid, signal.SIGCONT)

@@ -12,7 +12,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from adapters.log_reader import LogReader, open_log_reader
 from adapters.token_log import TokenLog, open_token_log
-from domain.errors import Expired
+from domain.errors import Expired, LogUnavailable
 from domain.ids import new_turn_id
 from domain.tokens import Token, text_of
 from tests.conftest import Names
@@ -129,6 +129,22 @@ async def test_a_record_is_found_by_its_time(workers: list[TokenLog], reader: Lo
     assert await reader.find(topic, 1, asked_at, lambda raw: b"nothing" in raw or None) is None
     assert await reader.find(topic, 1, asked_at + 3_600_000, lambda _: True) is None
     assert await reader.find(topic, 1, asked_at - 3_600_000, lambda _: True, within_ms=1000) is None
+
+
+async def test_a_token_too_big_for_kafka_is_lost_aloud_and_at_once(real_kafka: Services, names: Names) -> None:
+    admin = AdminClient({"bootstrap.servers": real_kafka.bootstrap, "log_level": 0})
+    topic = f"{names.topic_prefix}small"
+    await asyncio.to_thread(admin.create_topics([NewTopic(topic, 1, 1)])[topic].result)
+    async with (
+        open_log_reader(real_kafka.bootstrap) as reader,
+        open_token_log(real_kafka.bootstrap, topic, log_reader=reader) as token_log,
+    ):
+        await token_log.put(0, claim("t"))
+        async with asyncio.timeout(5):
+            with pytest.raises(LogUnavailable, match="MessageSizeTooLarge"):
+                await token_log.put(0, Token("t", 1, 1, "end", "x" * 2_000_000))
+        await token_log.put(0, claim("t", epoch=2))
+    await asyncio.to_thread(admin.delete_topics([topic])[topic].result)
 
 
 async def test_a_turn_beyond_retention_is_expired(real_kafka: Services, names: Names) -> None:

@@ -65,6 +65,9 @@ class MemoryTail:
     def leave(self, partition: int) -> None:
         del self.positions[partition]
 
+    def look(self) -> None:
+        """Do nothing: a log in memory has no leaders."""
+
     def advance(self, limit: int = 1_000_000) -> None:
         """Hand over the next ``limit`` records of each partition, in one batch."""
         batch: Batch = []
@@ -92,6 +95,9 @@ class MemoryTails:
     def positions(self) -> dict[int, int]:
         assert not self.eager.positions.keys() & self.patient.positions.keys()
         return self.eager.positions | self.patient.positions
+
+    def look(self) -> None:
+        """Do nothing: a log in memory has no leaders."""
 
     def advance(self, limit: int = 1_000_000) -> None:
         """Hand over what both have next."""

@@ -1,20 +1,25 @@
 """Tokens leave in order, gathered and paced; what Kafka did not take is never passed over in silence."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 
 import pytest
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, NotLeaderForPartitionError
 
 from adapters import token_producer
 from adapters.frames import decode
+from adapters.leaders import Broker, Written
 from adapters.log_reader import LogReader, open_log_reader
 from adapters.token_producer import TokenProducer
 from domain.errors import LogUnavailable
-from domain.tokens import Token
+from domain.tokens import Fold, Token
 from tests.support.mock_kafka import MockKafka, open_mock_kafka
-from tests.support.turns import claim, end, words
+from tests.support.turns import claim, end, whole, words
 
 TOPIC = "tokens"
+NOT_LEADER = NotLeaderForPartitionError.errno
+TOO_LARGE = MessageSizeTooLargeError.errno
+Batches = Sequence[tuple[int, bytes]]
 
 
 @pytest.fixture
@@ -127,7 +132,6 @@ async def test_a_model_is_held_back_while_too_much_is_unacknowledged(
 @pytest.fixture
 async def impatient(kafka: MockKafka) -> AsyncIterator[TokenProducer]:
     """A producer that soon gives up, to a broker that has just gone."""
-    # Its first record waits up to a second until the broker has given it a producer id.
     producer = TokenProducer(kafka.bootstrap, TOPIC, frame_ms=5, delivery_seconds=2)
     await producer.put(0, claim("t"))
     kafka.die()
@@ -183,11 +187,97 @@ async def test_a_claim_opens_a_shut_turn_for_its_own_epoch_alone(impatient: Toke
         await claiming
 
 
-async def test_a_token_too_big_for_kafka_is_lost_aloud(producer: TokenProducer) -> None:
-    await producer.put(0, claim("t"))
+Answer = dict[int, Written] | Exception | None
 
-    with pytest.raises(LogUnavailable, match="MSG_SIZE_TOO_LARGE"):
-        await producer.put(0, Token("t", 1, 1, "end", "x" * 2_000_000))
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
+    """What the broker says to the next requests, each of which it has not seen; None: it writes it, and is cut off."""
+    answers: list[Answer] = []
+    produce = Broker.produce
+
+    async def meddled(self: Broker, topic: str, batches: Batches) -> Mapping[int, Written]:
+        answer = answers.pop(0) if answers else {}
+        if answer is None:
+            await produce(self, topic, batches)
+            raise KafkaConnectionError("the connection was lost")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or await produce(self, topic, batches)
+
+    monkeypatch.setattr(Broker, "produce", meddled)
+    return answers
+
+
+async def test_partitions_of_one_broker_share_a_request(
+    producer: TokenProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await producer.put(0, claim("t"))
+    requests: list[list[int]] = []
+    produce = Broker.produce
+
+    def noted(self: Broker, topic: str, batches: Batches) -> Awaitable[Mapping[int, Written]]:
+        requests.append([partition for partition, _ in batches])
+        return produce(self, topic, batches)
+
+    monkeypatch.setattr(Broker, "produce", noted)
+    await asyncio.gather(*(producer.put(partition, claim(f"t{partition}")) for partition in range(4)))
+
+    assert requests == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("answer", [{0: Written(NOT_LEADER, -1)}, {7: Written(0, 1)}, KafkaConnectionError("lost")])
+async def test_what_was_not_taken_is_written_again_before_what_came_later(
+    producer: TokenProducer, reader: LogReader, answers: list[Answer], answer: Answer
+) -> None:
+    await producer.put(0, claim("t"))
+    answers += [answer, answer]
+    first = asyncio.create_task(producer.put(0, words("t", 1, 1)[0]))
+    while len(answers) == 2:
+        await asyncio.sleep(0)
+    for token in words("t", 2, 3):
+        producer.append(0, token)
+    await producer.put(0, end("t", 4))
+
+    assert await first == 1
+    assert [token for frame in await frames(reader) for token in frame] == [claim("t"), *words("t", 1, 3), end("t", 4)]
+
+
+async def test_a_frame_whose_acknowledgement_was_lost_counts_once(
+    producer: TokenProducer, reader: LogReader, answers: list[Answer]
+) -> None:
+    answers += [None, {}, None]
+    await producer.put(0, claim("t"))
+    for token in words("t", 1, 3):
+        producer.append(0, token)
+    await producer.put(0, end("t", 4))
+
+    written = [token for frame in await frames(reader) for token in frame]
+    fold = Fold()
+    assert written.count(claim("t")) == 2
+    assert [token for token in written if fold.feed(token)] == whole("t", 3)
+    assert fold.claims == 1
+
+
+async def test_partitions_of_a_broker_that_is_gone_wait_for_their_leader_together(
+    producer: TokenProducer, reader: LogReader, answers: list[Answer]
+) -> None:
+    await producer.put(0, claim("t"))
+    answers += [OSError("gone")]
+    await asyncio.gather(*(producer.put(partition, claim(f"t{partition}")) for partition in range(4)))
+
+    assert [len(await frames(reader, partition)) for partition in range(4)] == [2, 1, 1, 1]
+
+
+async def test_what_kafka_will_never_take_is_lost_aloud_and_at_once(
+    producer: TokenProducer, answers: list[Answer]
+) -> None:
+    await producer.put(0, claim("t"))
+    answers += [{0: Written(TOO_LARGE, -1)}]
+
+    with pytest.raises(LogUnavailable, match="MessageSizeTooLarge"):
+        await producer.put(0, end("t", 1))
+    await producer.put(0, claim("t", epoch=2))
 
 
 async def test_closing_sends_what_is_pending(kafka: MockKafka, reader: LogReader) -> None:
