@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -25,9 +24,8 @@ NO_PRODUCER: Final = -1
 ASK_PAUSE_SECONDS: Final = 0.1
 ASK_SECONDS: Final = 0.25
 LONGEST_ASK_SECONDS: Final = 4.0
-
-FAILURES: Final = (KafkaError, OSError, TimeoutError)
-"""What a request raises where a broker does not answer it."""
+# One that is frozen takes connections, and says nothing.
+CONNECT_SECONDS: Final = 3.0
 
 
 class Address(NamedTuple):
@@ -60,7 +58,10 @@ class Broker:
         self._connection: AIOKafkaConnection | None = None
 
     async def produce(self, topic: str, batches: Sequence[tuple[int, bytes]]) -> Mapping[int, Written]:
-        """Write a batch to each of these partitions; return what became of each. Raises `FAILURES`."""
+        """Write a batch to each of these partitions; return what became of each.
+
+        Raises what aiokafka and sockets do where the broker does not answer.
+        """
         if self._connection is None or not self._connection.connected():
             self._connection = await _connect(self.address, self._patience)
         request = ProduceRequest(None, ALL_IN_SYNC, int(self._patience * 1000), [(topic, list(batches))])
@@ -125,7 +126,7 @@ class Leaders:
                     await self._ask_one(address)
             except TimeoutError:
                 self._patience = min(2 * self._patience, LONGEST_ASK_SECONDS)
-            except FAILURES:
+            except Exception:  # noqa: BLE001, S112 - whatever is wrong with this broker, another may know
                 continue
             else:
                 self._patience = ASK_SECONDS
@@ -146,4 +147,5 @@ class Leaders:
 
 
 async def _connect(address: Address, patience: float) -> AIOKafkaConnection:
-    return await create_conn(*address, client_id=CLIENT_ID, request_timeout_ms=int(patience * 1000))
+    async with asyncio.timeout(min(patience, CONNECT_SECONDS)):
+        return await create_conn(*address, client_id=CLIENT_ID, request_timeout_ms=int(patience * 1000))

@@ -22,7 +22,7 @@ import structlog
 from aiokafka.errors import BrokerResponseError, KafkaError, for_code
 
 from adapters.frames import encode
-from adapters.leaders import FAILURES, Broker, Leaders, Written, batch_of
+from adapters.leaders import Broker, Leaders, Written, batch_of
 from adapters.librdkafka import Complaints
 from config import metrics
 from domain.errors import LogUnavailable
@@ -77,18 +77,20 @@ class _Frame:
 class _Lane:
     """One partition's way into the log.
 
-    ``frame``: the one that is to be acknowledged before there is another. ``armed``: a request will take what is
-    pending, so that `append` has nothing to do but append. ``framed``: how many tokens have left ``pending``.
-    ``shut``: the turns that lost something, and up to which epoch.
+    ``frame``: the one that is to be acknowledged before there is another. ``link``: where that is on its way, and
+    where the lane waits; it changes only while neither is so. ``armed``: the lane waits for a request or for a leader,
+    so that `append` has nothing to do but append. ``framed``: how many tokens have left ``pending``. ``shut``: the
+    turns that lost something, and up to which epoch.
     """
 
-    __slots__ = ("armed", "frame", "framed", "partition", "pending", "shut", "waiters")
+    __slots__ = ("armed", "frame", "framed", "link", "partition", "pending", "shut", "waiters")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.pending: list[Token] = []
         self.waiters: list[Waiter] = []
         self.frame: _Frame | None = None
+        self.link: _Link | None = None
         self.framed = 0
         self.armed = False
         self.shut: dict[str, int] = {}
@@ -198,10 +200,9 @@ class TokenProducer:
         self._unacknowledged += 1
         if not lane.armed:
             self._arm(lane)
-        link = self._link_of(lane)
-        if link is not None:
-            link.urgent = True
-            self._schedule(link)
+        if lane.link is not None:
+            lane.link.urgent = True
+            self._schedule(lane.link)
         return await written
 
     async def close(self) -> None:
@@ -250,14 +251,23 @@ class TokenProducer:
     def _arm(self, lane: _Lane) -> None:
         if self._closed:
             raise LogUnavailable("the token log is closed")
+        self._place(lane)
+
+    def _place(self, lane: _Lane) -> None:
+        """Have a lane wait for the next request to who leads it, or for somebody to lead it."""
         lane.armed = True
-        link = self._link_of(lane)
-        if link is None:
+        if lane.link is None:
+            lane.link = self._link_of(lane)
+        if lane.link is None:
             self._stray(lane)
         else:
-            link.waiting.append(lane)
-            if link.timer is None:
-                self._schedule(link)
+            self._wait(lane, lane.link)
+
+    def _wait(self, lane: _Lane, link: _Link) -> None:
+        """Have the link's next request take something of the lane."""
+        link.waiting.append(lane)
+        if link.timer is None:
+            self._schedule(link)
 
     def _schedule(self, link: _Link) -> None:
         """Have the next request sent when it is due, if none is under way."""
@@ -284,6 +294,10 @@ class TokenProducer:
             lane.armed = False
             if lane.frame is None and not lane.pending:
                 continue
+            if self._leaders.of(lane.partition) != link.number:
+                lane.link = None
+                self._place(lane)
+                continue
             link.frames.append(lane.next_frame(now))
             if lane.pending:
                 lane.armed = link.urgent = True
@@ -298,7 +312,7 @@ class TokenProducer:
             written |= await link.broker.produce(
                 self._topic, [(frame.lane.partition, frame.batch) for frame in link.frames]
             )
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the frames are to be written
             failure = error
             link.broker.cut()
         seconds = self._loop.time() - link.sent_at
@@ -347,12 +361,13 @@ class TokenProducer:
     def _lead_away(self, lane: _Lane, link: _Link) -> None:
         if lane.armed:
             link.waiting.remove(lane)
-        self._leaders.forget(lane.partition)
-        self._stray(lane)
+        if self._leaders.of(lane.partition) == link.number:
+            self._leaders.forget(lane.partition)
+        lane.link = None
+        self._place(lane)
 
     def _stray(self, lane: _Lane) -> None:
         """Have a lane's leader looked for."""
-        lane.armed = True
         lane.next_frame(self._loop.time())
         self._strays.append(lane)
         if self._looking.done():
@@ -373,9 +388,9 @@ class TokenProducer:
                 elif link is None:
                     self._strays.append(lane)
                 else:
-                    link.waiting.append(lane)
+                    lane.link = link
                     link.urgent = True
-                    self._schedule(link)
+                    self._wait(lane, link)
             if not self._strays:
                 return
 
