@@ -15,7 +15,7 @@ from adapters.log_reader import LogReader, open_log_reader
 from adapters.memory_store import MemoryStore
 from adapters.metric_store import MetricStore
 from adapters.model_group import ModelGroup, open_model_group
-from adapters.parsers import Parsers
+from adapters.parsers import Parsers, open_parsers
 from adapters.passage_index import PassageIndex
 from adapters.postgres import Postgres, open_postgres
 from adapters.retriever import Retriever, open_retriever
@@ -85,6 +85,9 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
         passage_index = PassageIndex(elastic, settings.index_prefix)
         retriever = await stack.enter_async_context(open_retriever(embedders, passage_index, settings))
         documents = await stack.enter_async_context(open_document_statuses(elastic, settings.index_prefix))
+        parsers = await stack.enter_async_context(open_parsers(settings.document_bytes))
+        if settings.retrieval == "on":
+            await parsers.start()  # before there is anybody whom that would stop
         answer_cache = await stack.enter_async_context(open_answer_cache(elastic, settings, retriever.embedder))
         yield Services(
             token_log=token_log,
@@ -102,7 +105,7 @@ async def open_services(settings: Settings, tokens_topic: str, on_bad_frame: OnB
             passage_index=passage_index,
             retriever=retriever,
             documents=documents,
-            parsers=Parsers(settings.document_bytes),
+            parsers=parsers,
             answer_cache=answer_cache,
             memories=MemoryStore(elastic, settings.index_prefix),
         )

@@ -60,6 +60,20 @@ MUTANTS: Final = (
         ["tests/unit/test_token_log_hub.py"],
     ),
     Mutant(
+        "order: a frame that Kafka did not take is passed over",
+        "adapters/token_producer.py",
+        "        if self.frame is None:\n            tokens, raw",
+        "        if self.pending:\n            tokens, raw",
+        ["tests/unit/test_token_log_producer.py"],
+    ),
+    Mutant(
+        "order: a turn that lost tokens takes more without a new claim",
+        "adapters/token_producer.py",
+        "        if lane.shut:\n            self._refuse_shut(lane, token)\n",
+        "",
+        ["tests/unit/test_token_log_producer.py"],
+    ),
+    Mutant(
         "ack after the end: acknowledged before it is answered",
         "streams/turn_runner.py",
         "        await self._attempt(job)\n        if self._jobs",

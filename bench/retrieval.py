@@ -36,7 +36,7 @@ import msgspec
 from adapters.document_status import DocumentStatuses
 from adapters.elastic import open_elastic
 from adapters.embedder import Embedder, Embedders, open_embedders
-from adapters.parsers import Parsers
+from adapters.parsers import Parsers, open_parsers
 from adapters.passage_index import PassageIndex, _near, _words
 from adapters.retriever import Retriever
 from bench.machine import described
@@ -155,6 +155,7 @@ class Bench:
     index: PassageIndex
     statuses: DocumentStatuses
     embedders: Embedders
+    parsers: Parsers
 
     @property
     def embedder(self) -> Embedder:
@@ -170,7 +171,7 @@ class Bench:
             index=self.index,
             statuses=self.statuses,
             embedders=self.embedders,
-            parsers=Parsers(self.settings.document_bytes),
+            parsers=self.parsers,
             model=self.settings.embedding_model,
             owned=lambda: set(given.logs),
             set_aside=_refuse,
@@ -317,10 +318,11 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
     print(described())
     async with open_elastic(settings) as elastic:
         began = time.perf_counter()
-        async with open_embedders(settings) as embedders:
+        async with open_embedders(settings) as embedders, open_parsers(settings.document_bytes) as parsers:
+            await parsers.start()  # as a worker does
             prefix = settings.index_prefix
             statuses = DocumentStatuses(elastic, prefix)
-            bench = Bench(settings, PassageIndex(elastic, prefix), statuses, embedders)
+            bench = Bench(settings, PassageIndex(elastic, prefix), statuses, embedders, parsers)
             try:
                 await bench.embedder.loaded()
                 loaded = time.perf_counter() - began

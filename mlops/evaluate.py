@@ -28,7 +28,7 @@ import click
 
 from adapters.elastic import open_elastic
 from adapters.embedder import Embedder, open_embedders
-from adapters.parsers import Parsers
+from adapters.parsers import Parsers, open_parsers
 from adapters.passage_index import PassageIndex, found_in, keyed
 from adapters.retriever import SPARE, Retriever
 from config.settings import Settings
@@ -214,8 +214,8 @@ async def opened(settings: Settings, *, keep: bool) -> AsyncIterator[Bench]:
 async def evaluate(settings: Settings, *, keep: bool, again: bool) -> str:
     """Return the table."""
     benchmark = mtrag.load()
-    async with opened(settings, keep=keep) as bench:
-        speed = await bench.learn(benchmark.texts, Parsers(settings.document_bytes))
+    async with opened(settings, keep=keep) as bench, open_parsers(settings.document_bytes) as parsers:
+        speed = await bench.learn(benchmark.texts, parsers)
         measured = await bench.ask(benchmark.questions)
     text = table(benchmark.questions, measured, settings.threshold("headrace"))
     if again:

@@ -22,7 +22,7 @@ from faust.cli import AppCommand, option
 from adapters.elastic import Elastic, open_elastic
 from adapters.embedder import Embedder, Embedders, open_embedders
 from adapters.log_reader import open_log_reader
-from adapters.parsers import Parsers
+from adapters.parsers import open_parsers
 from adapters.passage_index import INDICES_SECONDS, Index, PassageIndex
 from adapters.retriever import Retriever
 from config import logging
@@ -128,8 +128,12 @@ class Reindex(AppCommand):
 async def _opened(settings: Settings) -> AsyncIterator[Tools]:
     # Not the model of the settings: the two that are needed are loaded when they are.
     unloaded = settings.model_copy(update={"retrieval": "off"})
-    cut = partial(passages_of, parsers=Parsers(settings.document_bytes))
-    async with open_elastic(settings) as elastic, open_embedders(unloaded) as embedders:
+    async with (
+        open_elastic(settings) as elastic,
+        open_embedders(unloaded) as embedders,
+        open_parsers(settings.document_bytes) as parsers,
+    ):
+        cut = partial(passages_of, parsers=parsers)
         yield Tools(settings, elastic, PassageIndex(elastic, settings.index_prefix), embedders, cut)
 
 

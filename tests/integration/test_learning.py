@@ -14,7 +14,7 @@ from adapters.elastic import Elastic
 from adapters.embedder import Embedders
 from adapters.kafka_admin import ensure_topics
 from adapters.log_reader import LogReader, open_log_reader
-from adapters.parsers import Parsers
+from adapters.parsers import open_parsers
 from adapters.passage_index import PassageIndex
 from adapters.retriever import Retriever
 from config.settings import Settings
@@ -90,25 +90,26 @@ class Knowledge:
         async def tell(outcome: DocumentOutcome) -> None:
             assert outcome.status in {"learned", "failed", "forgotten"}
 
-        learner = Learner(
-            self._reader,
-            self.topic,
-            index=self.index,
-            statuses=self.statuses,
-            embedders=cast("Embedders", self.model),
-            parsers=Parsers(self.settings.document_bytes),
-            model="words",
-            owned=self._owned,
-            set_aside=set_aside,
-            tell=tell,
-        )
-        running = asyncio.create_task(learner.run())
-        try:
-            yield
-        finally:
-            running.cancel()
-            with suppress(asyncio.CancelledError):
-                await running
+        async with open_parsers(self.settings.document_bytes) as parsers:
+            learner = Learner(
+                self._reader,
+                self.topic,
+                index=self.index,
+                statuses=self.statuses,
+                embedders=cast("Embedders", self.model),
+                parsers=parsers,
+                model="words",
+                owned=self._owned,
+                set_aside=set_aside,
+                tell=tell,
+            )
+            running = asyncio.create_task(learner.run())
+            try:
+                yield
+            finally:
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
 
     def _owned(self) -> set[int]:
         self.looks += 1

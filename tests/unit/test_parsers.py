@@ -12,7 +12,7 @@ import pytest
 from pypdf import PageObject, PdfReader, PdfWriter
 
 from adapters import parsers, parsing_process
-from adapters.parsers import Parsers, ParserUnavailable, Unreadable
+from adapters.parsers import ParserUnavailable, Unreadable, open_parsers
 from domain.files import DOCX, media_type_in
 from tests.support.document_files import docx, pdf
 from tests.support.model_client import until
@@ -22,7 +22,8 @@ MB = 1 << 20
 
 
 async def read(data: bytes, media_type: str, *, most_bytes: int = MB) -> str:
-    return (await Parsers(most_bytes).parse(data, media_type)).text
+    async with open_parsers(most_bytes) as parsers:
+        return (await parsers.parse(data, media_type)).text
 
 
 def encrypted(password: str, algorithm: str) -> bytes:
@@ -54,7 +55,8 @@ async def test_a_page_gives_what_it_says_and_not_what_stands_around_it() -> None
     page = b"""<title>Leave</title><nav>Home</nav><script>alert(1)</script><style>p {}</style>
         <main><h1>Leave</h1><p>Thirty <b>days</b>.</p><ul><li>a<li>b</ul></main><footer>Imprint</footer>"""
 
-    parsed = await Parsers(MB).parse(page, "text/html")
+    async with open_parsers(MB) as parsers:
+        parsed = await parsers.parse(page, "text/html")
 
     assert parsed.title == "Leave"
     assert parsed.text.startswith("# Leave\n\nThirty **days**.")
@@ -118,7 +120,7 @@ def test_half_a_character_which_no_encoding_has_spoils_no_pdf(monkeypatch: pytes
 
 
 async def test_a_file_that_takes_too_much_memory_ends_its_own_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = "import adapters.parsing_process as it; it.MEMORY_BYTES = 200 << 20; it.CPU_SECONDS = 20; it.main()"
+    limited = "import adapters.parsing_process as it; it.MEMORY_BYTES = 200 << 20; it.SECONDS = 20; it.main()"
     start = asyncio.create_subprocess_exec
 
     async def with_less(*command: str, **options: Any) -> asyncio.subprocess.Process:
@@ -126,9 +128,10 @@ async def test_a_file_that_takes_too_much_memory_ends_its_own_process_alone(monk
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", with_less)
 
-    with pytest.raises(Unreadable, match=r"too much memory.*Divide it"):
-        await read(b"<b></b>" * 10 * MB, "text/html")
-    assert await read(b"text", "text/plain") == "text"
+    async with open_parsers(MB) as parsers:
+        with pytest.raises(Unreadable, match=r"too much memory.*Divide it"):
+            await parsers.parse(b"<b></b>" * 10 * MB, "text/html")
+        assert (await parsers.parse(b"text", "text/plain")).text == "text"
 
 
 READS_A_FILE = """
@@ -143,13 +146,15 @@ async def test_the_process_that_reads_a_file_dies_with_a_worker_that_is_killed()
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", READS_A_FILE)
     of_worker = psutil.Process(worker.pid)
     await until(lambda: bool(of_worker.children()))
-    (reading,) = of_worker.children()
-    await until(lambda: reading.nice() > of_worker.nice())  # its limits are set
+    await until(lambda: len(of_worker.children(recursive=True)) == 2)
+    (forking,) = of_worker.children()
+    (reading,) = forking.children()
+    await until(lambda: reading.cpu_times().user > 0.1)  # it is at it
     reading.suspend()  # so that it cannot come to its end by itself
     worker.kill()
     await worker.wait()
 
-    await until(lambda: not _lives(reading))
+    await until(lambda: not _lives(reading) and not _lives(forking))
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -162,18 +167,50 @@ def _lives(process: psutil.Process) -> bool:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_to_all_of_a_workers_processes_fails_no_file(stop: signal.Signals) -> None:
     reading = asyncio.create_task(read(b"<p>" + b"a<b>c</b>" * 50_000, "text/html"))
-    mine = psutil.Process()
-    child = psutil.Process()
 
-    def begun() -> bool:
-        nonlocal child
-        child = next((each for each in mine.children() if "adapters.parsing_process" in each.cmdline()), mine)
-        return child != mine and child.nice() > mine.nice()  # its limits are set
-
-    await until(begun)
-    child.send_signal(stop)
+    for process in await both_at_work():
+        process.send_signal(stop)
 
     assert (await reading).startswith("a**c**")
+
+
+async def test_a_file_whose_process_is_killed_from_outside_is_read_later() -> None:
+    async with open_parsers(MB) as parsers:
+        reading = asyncio.create_task(parsers.parse(b"<p>" + b"a<b>c</b>" * 50_000, "text/html"))
+        (await both_at_work())[0].kill()
+
+        with pytest.raises(ParserUnavailable):
+            await reading
+        assert (await parsers.parse(b"text", "text/plain")).text == "text"
+
+
+async def test_a_second_file_starts_no_process_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    start = asyncio.create_subprocess_exec
+
+    async def spy(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        started.append(command[2])
+        return await start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spy)
+
+    async with open_parsers(MB) as parsers:
+        texts = await asyncio.gather(*(parsers.parse(b"text", "text/plain") for _ in range(5)))
+    assert [parsed.text for parsed in texts] == ["text"] * 5
+    assert started == ["adapters.parsing_process"]
+
+
+async def both_at_work() -> tuple[psutil.Process, psutil.Process]:
+    """Return the process that forks, and its fork that reads a file, once that is at it."""
+    found: list[psutil.Process] = []
+
+    def at_work() -> bool:
+        found[:] = [each for each in psutil.Process().children() if "adapters.parsing_process" in each.cmdline()]
+        found.extend(grandchild for each in list(found) for grandchild in each.children())
+        return len(found) == 2 and found[1].cpu_times().user > 0.1
+
+    await until(at_work)
+    return found[0], found[1]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
