@@ -187,7 +187,12 @@ class TurnRunner:
         return next((found for found in self.in_work(conversation_id) if found.replay_key == replay_key), None)
 
     def position(self, partition: int) -> int:
-        """Return the offset below which every question of a partition is in work here, or finished; -1 if unknown."""
+        """Return the offset below which every question of a partition is in work here, or finished; -1 if unknown.
+
+        Once the turns are handed over it is: what was in work here is with nobody, or with another worker.
+        """
+        if self._handed_over:
+            return UNKNOWN
         start = self.group.delivers_from(partition)
         generation, taken = self._taken.get(partition, (UNKNOWN, UNKNOWN))
         return max(start, taken) if start >= 0 and generation == self.group.generation else start

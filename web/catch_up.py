@@ -43,6 +43,7 @@ async def not_taken(site: Site, conversation_id: str) -> list[Question]:
         return False
 
     await reader.scan(topic, partition, start, end, visit)
+    _check_owner(site, partition)  # what was in work until now may have gone meanwhile
     return found
 
 
@@ -52,6 +53,11 @@ async def _position(site: Site, partition: int, end: int) -> int:
     deadline = loop.time() + TAKEN_SECONDS
     while (position := site.chat.runner.position(partition)) < end and loop.time() < deadline:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(POLL_SECONDS)
-    if position < 0 or site.chat.owner_url(partition) is not None:
-        raise NotOwner("this worker has just taken the conversation over, or lost it", retry_after=1)
+    _check_owner(site, partition)
     return position
+
+
+def _check_owner(site: Site, partition: int) -> None:
+    """Raise `NotOwner` where this worker does not know all that is in work."""
+    if site.chat.runner.position(partition) < 0 or site.chat.owner_url(partition) is not None:
+        raise NotOwner("this worker has just taken the conversation over, or lost it", retry_after=1)

@@ -390,12 +390,13 @@ class FakeRunner:
 
     def __init__(self, kafka: FakeKafka) -> None:
         self._kafka = kafka
+        self.is_handed_over = False
 
     def in_work(self, conversation_id: str) -> list[Question]:
         return self._kafka.working.get(conversation_id, [])
 
     def position(self, partition: int) -> int:
-        return min(self._kafka.underway.get(partition) or [sys.maxsize])
+        return -1 if self.is_handed_over else min(self._kafka.underway.get(partition) or [sys.maxsize])
 
     def by_key(self, conversation_id: str, replay_key: str) -> Question | None:
         return next((one for one in self.in_work(conversation_id) if one.replay_key == replay_key), None)

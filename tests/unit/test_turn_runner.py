@@ -460,6 +460,9 @@ async def test_the_position_is_where_delivery_began_or_what_was_taken(
     group.generation += 1  # what was delivered before it counts no more
     assert runner.position(0) == 7
 
+    await runner.hand_over()  # what was in work is not any more, and nobody has finished it
+    assert (runner.position(0), runner.position(1)) == (-1, -1)
+
 
 async def test_whoever_stops_a_turn_that_is_not_here_is_told_so(
     group: FakeGroup, answers: Answers, runner: TurnRunner

@@ -248,6 +248,29 @@ async def test_a_question_that_waits_in_kafka_is_found_there(web: Web) -> None:
     assert len(web.kafka.questions()) == 2
 
 
+async def test_a_worker_that_loses_its_turns_while_it_looks_for_a_key_makes_no_second_one(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v1/conversations/{await web.begin()}/turns"
+    web.worker.reaches_runner = False
+    first = await keyed(web, path)
+    web.kafka.working.clear()
+    reader = web.worker.services.log_reader
+    scan = reader.scan
+
+    async def losing(topic: str, partition: int, start: int, stop: int, visit: Any) -> None:
+        await scan(topic, partition, stop, stop, visit)  # it is not among what waits: the runner had it
+        web.worker.runner.is_handed_over = True
+
+    monkeypatch.setattr(reader, "scan", losing)
+    assert (await keyed(web, path))[0] == 503
+
+    monkeypatch.undo()
+    async with serving(web.kafka) as successor:
+        assert await keyed(successor, path) == first
+    assert len(web.kafka.questions()) == 1
+
+
 async def test_with_accept_event_stream_a_repetition_streams_the_same_turn(web: Web) -> None:
     web.worker.script = answering(["Be", "cause"])
     path, body = f"/v1/conversations/{await web.begin()}/turns", {"input": "Why?"}
