@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -80,9 +80,7 @@ class Leaders:
 
     def __init__(self, bootstrap: str, topic: str) -> None:
         self._topic = topic
-        self._bootstrap = [
-            Address(host, int(port)) for host, _, port in (at.rpartition(":") for at in bootstrap.split(","))
-        ]
+        self._bootstrap = [Address(host, port) for host, port, _ in collect_hosts(bootstrap)]
         self._addresses: dict[int, Address] = {}
         self._leaders: dict[int, int] = {}
         self._turn = 0
@@ -138,12 +136,13 @@ class Leaders:
             answer = await connection.send(MetadataRequest([self._topic], allow_auto_topic_creation=False))
         finally:
             connection.close()
-        addresses = {broker: Address(host, port) for broker, host, port, *_ in answer.brokers}
+        # Those that are not mentioned may lead, by an earlier answer, what this one tells nothing of.
+        self._addresses |= {broker: Address(host, port) for broker, host, port, *_ in answer.brokers}
         for code, _, _, partitions in answer.topics:
             if not code:
-                self._leaders = {partition: leader for _, partition, leader, *_ in partitions if leader in addresses}
-        if addresses:
-            self._addresses = addresses
+                self._leaders = {
+                    partition: leader for _, partition, leader, *_ in partitions if leader in self._addresses
+                }
 
 
 async def _connect(address: Address, patience: float) -> AIOKafkaConnection:
