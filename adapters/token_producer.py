@@ -15,7 +15,7 @@ from what its tail shows is right in either case.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -41,8 +41,8 @@ MAX_UNACKNOWLEDGED_TOKENS: Final = 20_000
 MAX_UNACKNOWLEDGED_SECONDS: Final = 2.0
 # Long enough for a partition to find a new leader, short enough for a person to be told.
 DELIVERY_SECONDS: Final = 30.0
-# A broker that is frozen rather than dead keeps its connections: its requests are given up after so long, and as soon
-# as somebody else leads a partition whose request has taken the second time.
+# A broker that is frozen rather than dead keeps its connections: its requests are given up after the first of these,
+# and after the second as soon as somebody else leads one of their partitions.
 REQUEST_SECONDS: Final = 10.0
 SLOW_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.5
@@ -260,14 +260,10 @@ class TokenProducer:
             lane.link = self._link_of(lane)
         if lane.link is None:
             self._stray(lane)
-        else:
-            self._wait(lane, lane.link)
-
-    def _wait(self, lane: _Lane, link: _Link) -> None:
-        """Have the link's next request take something of the lane."""
-        link.waiting.append(lane)
-        if link.timer is None:
-            self._schedule(link)
+            return
+        lane.link.waiting.append(lane)
+        if lane.link.timer is None:
+            self._schedule(lane.link)
 
     def _schedule(self, link: _Link) -> None:
         """Have the next request sent when it is due, if none is under way."""
@@ -306,10 +302,10 @@ class TokenProducer:
             link.task = self._loop.create_task(self._deliver(link))
 
     async def _deliver(self, link: _Link) -> None:
-        written: dict[int, Written] = {}
+        written: Mapping[int, Written] = {}
         failure: Exception | None = None
         try:
-            written |= await link.broker.produce(
+            written = await link.broker.produce(
                 self._topic, [(frame.lane.partition, frame.batch) for frame in link.frames]
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the frames are to be written
@@ -380,17 +376,12 @@ class TokenProducer:
             await self._leaders.ask()
             strays, self._strays = self._strays, []
             for lane in strays:
-                link = self._link_of(lane)
                 frame = lane.next_frame(self._loop.time())
                 if self._is_late(frame):
                     lane.armed = False
                     self._failed(lane, frame.reason)
-                elif link is None:
-                    self._strays.append(lane)
                 else:
-                    lane.link = link
-                    link.urgent = True
-                    self._wait(lane, link)
+                    self._place(lane)
             if not self._strays:
                 return
 

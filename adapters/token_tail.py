@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -68,7 +68,6 @@ class TokenTail:
         patient: bool = False,
         known: Callable[[int], int] = lambda _: 0,
         idle_pause: float = 0.0,
-        kafka: Mapping[str, Any] | None = None,
     ) -> None:
         self._known = known
         self._loop = asyncio.get_running_loop()
@@ -87,7 +86,6 @@ class TokenTail:
                     "fetch.min.bytes": PATIENT_BYTES if patient else 1,
                     "enable.partition.eof": idle_pause > 0,
                     "socket.timeout.ms": ANSWER_MS,
-                    **(kafka or {}),
                 },
             )
         )

@@ -1,6 +1,6 @@
 """When frames of tokens go out: on a beat that all partitions share, and that a slow Kafka slows down.
 
-On one beat, eight partitions that send wake everybody concerned once and not eight times. Kafka costs per record and
+On one beat, eight partitions go to the broker that leads them in one request. Kafka costs per record and
 request, so where it takes long for a frame, more of them would only make it take longer: then beats are left out, and
 frames are larger.
 """
@@ -30,7 +30,7 @@ class Pace:
             self.gap = self._beat * min(max(round(2 * self._takes / self._beat), 1), MOST_BEATS)
 
     def after(self, sent_at: float) -> float:
-        """Return when a partition that sent at this time sends again: a gap later on average, on the beat.
+        """Return when a broker that was sent to at this time is sent to again: a gap later on average, on the beat.
 
         One that fell off the beat (a lone token, a claim) joins it again after half a gap at least.
         """

@@ -13,10 +13,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from adapters.log_reader import open_log_reader
 from adapters.token_log import open_token_log
-from domain.tokens import Token
 from tests.support.kafka import produce
 from tests.support.services import can_launch, launch, launched, missing
-from tests.support.turns import claim, end, whole, words
+from tests.support.turns import answer, collect, whole
 
 TOPIC = "read-from-any-broker"
 # Noticed within 2 s instead of 9, so that the test is short.
@@ -84,25 +83,14 @@ async def test_tokens_go_on_in_order_with_the_new_leaders_of_a_broker_that_is_fr
         await token_log.own(range(6))
         leader = admin.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions[0].leader
         pid = json.loads((tmp_path / "state.json").read_text())[f"kafka{leader}"]["pid"]
-
-        async def answer(partition: int) -> None:
-            await token_log.put(partition, claim(turns[partition]))
-            for token in words(turns[partition], 1, 400):
-                if (room := token_log.room(partition)) is not None:
-                    await room
-                token_log.append(partition, token)
-                await asyncio.sleep(0.005)
-            await token_log.put(partition, end(turns[partition], 401))
-
+        answers = [answer(token_log, turn_id, partition, 400, pause=0.005) for partition, turn_id in enumerate(turns)]
         try:
             async with asyncio.timeout(20):  # a minute is librdkafka's own patience with a socket
-                answering = asyncio.gather(*map(answer, range(6)))
+                answering = asyncio.gather(*answers)
                 await asyncio.sleep(0.5)
                 os.kill(pid, signal.SIGSTOP)
                 await answering
                 for partition, turn_id in enumerate(turns):
-                    pieces: list[Token] = []
-                    await token_log.follow(turn_id, partition, 0, -1, pieces.extend)
-                    assert pieces == whole(turn_id, 400)
+                    assert await collect(token_log, turn_id, partition) == whole(turn_id, 400)
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -4,6 +4,8 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -17,7 +19,7 @@ from domain.ids import new_turn_id
 from domain.tokens import Token, text_of
 from tests.conftest import Names
 from tests.support.services import Services
-from tests.support.turns import claim, end, whole, words
+from tests.support.turns import answer, claim, collect, end, whole, words
 
 PARTITIONS = 4
 
@@ -27,12 +29,17 @@ def admin(services: Services) -> AdminClient:
     return AdminClient({"bootstrap.servers": services.bootstrap, "log_level": 0})
 
 
+@asynccontextmanager
+async def created(admin: AdminClient, topic: str, partitions: int) -> AsyncIterator[str]:
+    await asyncio.to_thread(admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result)
+    yield topic
+    await asyncio.to_thread(admin.delete_topics([topic])[topic].result)
+
+
 @pytest.fixture
 async def topic(admin: AdminClient, names: Names) -> AsyncIterator[str]:
-    name = f"{names.topic_prefix}tokens"
-    await asyncio.to_thread(admin.create_topics([NewTopic(name, PARTITIONS, 1)])[name].result)
-    yield name
-    await asyncio.to_thread(admin.delete_topics([name])[name].result)
+    async with created(admin, f"{names.topic_prefix}tokens", PARTITIONS) as topic:
+        yield topic
 
 
 @pytest.fixture
@@ -52,24 +59,8 @@ async def workers(services: Services, topic: str, reader: LogReader) -> AsyncIte
         yield [one, other]
 
 
-async def collect(token_log: TokenLog, turn_id: str, partition: int, since: int = 0) -> list[Token]:
-    pieces: list[Token] = []
-    await token_log.follow(turn_id, partition, since, -1, pieces.extend)
-    return pieces
-
-
 def new_turn(partition: int) -> str:
     return new_turn_id(time.time_ns() // 1_000_000, partition, random.getrandbits(62))
-
-
-async def answer(token_log: TokenLog, turn_id: str, partition: int, count: int) -> None:
-    await token_log.put(partition, claim(turn_id))
-    for token in words(turn_id, 1, count):
-        if (room := token_log.room(partition)) is not None:
-            await room
-        token_log.append(partition, token)
-        await asyncio.sleep(0.002)
-    await token_log.put(partition, end(turn_id, count + 1))
 
 
 async def test_forty_answers_reach_readers_on_both_workers_whole(workers: list[TokenLog]) -> None:
@@ -131,38 +122,45 @@ async def test_a_record_is_found_by_its_time(workers: list[TokenLog], reader: Lo
     assert await reader.find(topic, 1, asked_at - 3_600_000, lambda _: True, within_ms=1000) is None
 
 
-async def test_a_token_too_big_for_kafka_is_lost_aloud_and_at_once(real_kafka: Services, names: Names) -> None:
-    admin = AdminClient({"bootstrap.servers": real_kafka.bootstrap, "log_level": 0})
-    topic = f"{names.topic_prefix}small"
-    await asyncio.to_thread(admin.create_topics([NewTopic(topic, 1, 1)])[topic].result)
-    async with (
-        open_log_reader(real_kafka.bootstrap) as reader,
-        open_token_log(real_kafka.bootstrap, topic, log_reader=reader) as token_log,
-    ):
-        await token_log.put(0, claim("t"))
-        async with asyncio.timeout(5):
-            with pytest.raises(LogUnavailable, match="MessageSizeTooLarge"):
-                await token_log.put(0, Token("t", 1, 1, "end", "x" * 2_000_000))
-        await token_log.put(0, claim("t", epoch=2))
-    await asyncio.to_thread(admin.delete_topics([topic])[topic].result)
+@dataclass(frozen=True, slots=True)
+class OnRealKafka:
+    """A topic of one partition on a real Kafka, and who reads and writes it."""
+
+    bootstrap: str
+    admin: AdminClient
+    topic: str
+    reader: LogReader
+    token_log: TokenLog
 
 
-async def test_a_turn_beyond_retention_is_expired(real_kafka: Services, names: Names) -> None:
-    admin = AdminClient({"bootstrap.servers": real_kafka.bootstrap, "log_level": 0})
-    topic = f"{names.topic_prefix}expiring"
-    await asyncio.to_thread(admin.create_topics([NewTopic(topic, 1, 1)])[topic].result)
+@pytest.fixture
+async def real(real_kafka: Services, names: Names) -> AsyncIterator[OnRealKafka]:
+    bootstrap = real_kafka.bootstrap
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     async with (
-        open_log_reader(real_kafka.bootstrap) as reader,
-        open_token_log(real_kafka.bootstrap, topic, log_reader=reader) as token_log,
+        created(admin, f"{names.topic_prefix}real", 1) as topic,
+        open_log_reader(bootstrap) as reader,
+        open_token_log(bootstrap, topic, log_reader=reader) as token_log,
     ):
-        await answer(token_log, "old", 0, 3)
-        kept_from = await token_log.put(0, claim("kept"))
-        await token_log.put(0, end("kept", 1))
-        deleted = admin.delete_records([TopicPartition(topic, 0, kept_from)])
-        await asyncio.gather(*(asyncio.wrap_future(future) for future in deleted.values()))
-        # Another worker, whose tail has not seen any of it.
-        async with open_token_log(real_kafka.bootstrap, topic, log_reader=reader) as fresh:
-            with pytest.raises(Expired):
-                await collect(fresh, "old", 0)
-            assert len(await collect(fresh, "kept", 0)) == 2
-    await asyncio.to_thread(admin.delete_topics([topic])[topic].result)
+        yield OnRealKafka(bootstrap, admin, topic, reader, token_log)
+
+
+async def test_a_token_too_big_for_kafka_is_lost_aloud_and_at_once(real: OnRealKafka) -> None:
+    await real.token_log.put(0, claim("t"))
+    async with asyncio.timeout(5):
+        with pytest.raises(LogUnavailable, match="MessageSizeTooLarge"):
+            await real.token_log.put(0, Token("t", 1, 1, "end", "x" * 2_000_000))
+    await real.token_log.put(0, claim("t", epoch=2))
+
+
+async def test_a_turn_beyond_retention_is_expired(real: OnRealKafka) -> None:
+    await answer(real.token_log, "old", 0, 3)
+    kept_from = await real.token_log.put(0, claim("kept"))
+    await real.token_log.put(0, end("kept", 1))
+    deleted = real.admin.delete_records([TopicPartition(real.topic, 0, kept_from)])
+    await asyncio.gather(*(asyncio.wrap_future(future) for future in deleted.values()))
+    # Another worker, whose tail has not seen any of it.
+    async with open_token_log(real.bootstrap, real.topic, log_reader=real.reader) as fresh:
+        with pytest.raises(Expired):
+            await collect(fresh, "old", 0)
+        assert len(await collect(fresh, "kept", 0)) == 2
