@@ -66,10 +66,14 @@ class Embedder:
 
     async def documents(self, texts: Sequence[str]) -> list[Vector]:
         """Return the vectors of passages. Raises `EmbedderUnavailable`, and `Rejected` where a text cannot be read."""
-        vectors: list[Vector] = []
-        for start in range(0, len(texts), self._place.batch):
-            vectors += await self._place.vectors(texts[start : start + self._place.batch], first=False)
-        return vectors
+        # Those of about the same length together: a model fills each up to the longest beside it.
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]), reverse=True)
+        vectors: dict[int, Vector] = {}
+        for start in range(0, len(order), self._place.batch):
+            part = order[start : start + self._place.batch]
+            found = await self._place.vectors([texts[number] for number in part], first=False)
+            vectors.update(zip(part, found, strict=True))
+        return [vectors[number] for number in range(len(texts))]
 
 
 class Embedders:

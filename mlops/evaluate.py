@@ -79,10 +79,10 @@ class Bench:
             for start in range(0, len(texts), BATCH):
                 batch = texts[start : start + BATCH]
                 cut = [await passages_of(_document(text), parsers) for text in batch]
-                learned = {key: each for passages in cut for key, each in keyed(READER.tenant, passages).items()}
+                learned = keyed(each for passages in cut for each in passages)
                 vectors = await self.embedder.documents([each.spoken for each in learned.values()])
                 new = {key: (each, vector) for (key, each), vector in zip(learned.items(), vectors, strict=True)}
-                await self.index.write(index.name, READER.tenant, new, {}, (), seen=False)
+                await self.index.write(index.name, new, {}, (), seen=False)
                 count += len(learned)
                 bar.update(len(batch))
         await self.index.refresh()

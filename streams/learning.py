@@ -6,6 +6,9 @@ is learned**: passages are in the index, and can be found, before the progress m
 Elasticsearch beside them, so an Elasticsearch that is lost is learned anew. (An index of passages that is lost alone is
 not: what was learned stays noted. `reindex` fills another one.)
 
+Documents of a batch are embedded and written together, because Elasticsearch costs by request; where one of them is
+refused, each is tried for itself.
+
 To learn a document again changes what changed: a passage's id is made of its text and its place, so those that stay are
 not embedded again. Of several records of a document in one batch the last one counts.
 
@@ -19,10 +22,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -47,9 +50,8 @@ LONGEST_PAUSE_SECONDS: Final = 10.0
 AT_ONCE: Final = 32
 BATCH_BYTES: Final = 16 << 20
 PARTITIONS_AT_ONCE: Final = 4
-WRITES_AT_ONCE: Final = 4
 PASSAGES_AT_ONCE: Final = 128
-"""Passages of a document that are embedded and written together: to encode more would hold up the tokens of answers."""
+"""Passages that are embedded and written together: more would only be held in memory for longer."""
 
 EMPTY: Final[Mapping[str, Any]] = {}
 
@@ -99,6 +101,19 @@ class Task:
     at_ms: int
     document: Document | None = None
 
+    @property
+    def is_private(self) -> bool:
+        """Return whether the document is for some readers only."""
+        return self.document is not None and bool(self.document.readers)
+
+
+class Cut(NamedTuple):
+    """A document that is to be learned, its passages by id, and when that began, of a monotonic clock in s."""
+
+    task: Task
+    passages: Mapping[str, Learned]
+    began: float
+
 
 Check = Callable[[], Awaitable[None]]
 """Raises where somebody else is to learn what we are learning."""
@@ -106,6 +121,29 @@ Check = Callable[[], Awaitable[None]]
 
 Tell = Callable[[DocumentOutcome], Awaitable[None]]
 """Publishes what became of a document; raises `LogUnavailable`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Documents that are learned one after the other, and what becomes of them.
+
+    ``there``: of each index's name and each document, the ids that it has. ``known``: statuses from before.
+    """
+
+    check: Check
+    indices: Sequence[Index]
+    there: Mapping[str, Mapping[tuple[str, str], set[str]]]
+    known: Mapping[tuple[str, str], DocumentStatus]
+    statuses: list[tuple[DocumentStatus, int, bool]] = field(default_factory=list)
+    outcomes: list[DocumentOutcome] = field(default_factory=list)
+
+    def note(self, task: Task, **became: Any) -> None:
+        """Note what became of a document: fields of its status."""
+        assert task.document is not None
+        status = replace(status_of(task.document, task.at_ms, self.known.get(_names(task))), **became)
+        metrics.documents.labels(status.status).inc()
+        self.statuses.append((status, task.at_ms, True))
+        self.outcomes.append(_outcome(status, task.at_ms))
 
 
 class Learner:
@@ -260,66 +298,60 @@ class Learner:
         known = await self._statuses.many([_names(task) for task in tasks])
         async with self._writing:
             there = {each.name: await self._index.ids(each.name, map(_names, tasks)) for each in indices}
-        said: list[tuple[DocumentStatus, int, bool]] = []
-        outcomes: list[DocumentOutcome] = []
-        places = asyncio.Semaphore(WRITES_AT_ONCE)
-
-        async def learn(task: Task) -> None:
-            async with places:
+        batch = Batch(check, indices, there, known)
+        waiting: list[Cut] = []
+        for task in tasks:
+            began = time.monotonic()
+            if task.document is None:
                 await check()
-                if task.document is None:
-                    await self._index.forget(task.tenant, task.document_id)
-                    await self._statuses.remove(task.tenant, task.document_id, task.at_ms)
-                    outcomes.append(_forgotten(task))
-                    return
-                status = status_of(task.document, task.at_ms, known.get(_names(task)))
-                with metrics.learning_duration.time():
-                    status = await self._learned(task, status, indices, there, check)
-                said.append((status, task.at_ms, True))
-                outcomes.append(_outcome(status, task.at_ms))
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for task in tasks:
-                    group.create_task(learn(task))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
+                await self._index.forget(task.tenant, task.document_id)
+                await self._statuses.remove(task.tenant, task.document_id, task.at_ms)
+                batch.outcomes.append(_forgotten(task))
+                continue
+            try:
+                waiting.append(Cut(task, await self._passages(task.document), began))
+            except Rejected as error:
+                await self._refuse(task, error, batch)
+            if sum(len(each.passages) for each in waiting) >= PASSAGES_AT_ONCE:
+                await self._learned(waiting, batch)
+                waiting = []
+        await self._learned(waiting, batch)
         async with self._writing:
             await self._index.refresh()
         await check()
-        await self._statuses.write(*said)
-        await asyncio.gather(*map(self._tell, outcomes))
+        await self._statuses.write(*batch.statuses)
+        await asyncio.gather(*map(self._tell, batch.outcomes))
 
-    async def _learned(
-        self,
-        task: Task,
-        status: DocumentStatus,
-        indices: Iterable[Index],
-        there: Mapping[str, Mapping[tuple[str, str], set[str]]],
-        check: Check,
-    ) -> DocumentStatus:
-        """Bring one document into every index, which has what is ``there`` of it; return what became of it."""
-        assert task.document is not None
+    async def _learned(self, documents: Sequence[Cut], batch: Batch) -> None:
+        """Bring documents into every index; each for itself where one is refused, since that is its own fault."""
         try:
-            passages = await self._passages(task.tenant, task.document)
-            for index in indices:
-                await self._write(index, task, passages, there[index.name][_names(task)], check)
+            for index in batch.indices:
+                await self._write(index, documents, batch)
         except Rejected as error:
-            metrics.documents.labels("failed").inc()
-            log.warning("document not learned", document=task.document_id, reason=str(error))
-            if task.document.readers:
-                # What it was to replace might be read by somebody who is not to read it any more.
-                await check()
-                await self._index.forget(task.tenant, task.document_id)
-            return replace(status, status="failed", error=str(error))
-        metrics.documents.labels("learned").inc()
-        title = next(iter(passages.values())).passage.title
-        return replace(status, status="learned", title=title, passages=len(passages))
+            if len(documents) == 1:
+                await self._refuse(documents[0].task, error, batch)
+                return
+            for each in documents:
+                await self._learned([each], batch)
+            return
+        for task, passages, began in documents:
+            title = next(iter(passages.values())).passage.title
+            batch.note(task, status="learned", title=title, passages=len(passages))
+            metrics.learning_duration.observe(time.monotonic() - began)
 
-    async def _passages(self, tenant: str, document: Document) -> dict[str, Learned]:
+    async def _refuse(self, task: Task, error: Rejected, batch: Batch) -> None:
+        """Note that a document cannot be learned."""
+        log.warning("document not learned", document=task.document_id, reason=str(error))
+        if task.is_private:
+            # What it was to replace might be read by somebody who is not to read it any more.
+            await batch.check()
+            await self._index.forget(task.tenant, task.document_id)
+        batch.note(task, status="failed", error=str(error))
+
+    async def _passages(self, document: Document) -> dict[str, Learned]:
         """Return a document's passages by id. Raises `Rejected`, whatever it is that they cannot be had for."""
         try:
-            return await _aside(keyed, tenant, await passages_of(document, self._parsers))
+            return await _aside(keyed, await passages_of(document, self._parsers))
         except (Rejected, Retriable):
             raise
         except Exception as error:
@@ -327,30 +359,32 @@ class Learner:
             log.exception("document met an unforeseen error", document=document.document_id)
             raise Rejected("The document cannot be read, by a fault of Headrace's own. Its log says more.") from error
 
-    async def _write(
-        self, index: Index, task: Task, passages: Mapping[str, Learned], there: set[str], check: Check
-    ) -> None:
-        """Make one index have a document as it is now, of which it has what is ``there``.
+    async def _write(self, index: Index, documents: Iterable[Cut], batch: Batch) -> None:
+        """Make one index have documents as they are now.
 
-        Old passages go last, so that it is never found less than before or after; but first where it is not for
+        Old passages go last, so that a document is never found less than before or after; but first where it is not for
         everyone, because it may have been taken from somebody, who is not to find it while the new ones are embedded.
         """
-        is_private = task.document is not None and bool(task.document.readers)
-        kept = {key: each for key, each in passages.items() if key in there}
-        gone = there - passages.keys()
-        await self._put(index, task, check, kept=kept, gone=gone if is_private else ())
-        for new in _shares((key, each) for key, each in passages.items() if key not in there):
-            vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in new.values()])
-            with_vectors = {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)}
-            await self._put(index, task, check, new=with_vectors)
-            metrics.passages_embedded.inc(len(new))
-        if not is_private:
-            await self._put(index, task, check, gone=gone)
+        new: dict[str, Learned] = {}
+        kept: dict[str, Learned] = {}
+        taken: set[str] = set()
+        old: set[str] = set()
+        for task, passages, _ in documents:
+            there = batch.there[index.name][_names(task)]
+            for key, each in passages.items():
+                (kept if key in there else new)[key] = each
+            (taken if task.is_private else old).update(there - passages.keys())
+        await self._put(index, batch.check, kept=kept, gone=taken)
+        for share in _shares(new.items()):
+            vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in share.values()])
+            with_vectors = {key: (each, vector) for (key, each), vector in zip(share.items(), vectors, strict=True)}
+            await self._put(index, batch.check, new=with_vectors)
+            metrics.passages_embedded.inc(len(share))
+        await self._put(index, batch.check, gone=old)
 
     async def _put(
         self,
         index: Index,
-        task: Task,
         check: Check,
         *,
         new: Mapping[str, tuple[Learned, Sequence[float]]] = EMPTY,
@@ -361,7 +395,7 @@ class Learner:
         if new or kept or gone:
             async with self._writing:
                 await check()
-                await self._index.write(index.name, task.tenant, new, kept, gone, seen=False)
+                await self._index.write(index.name, new, kept, gone, seen=False)
 
     async def _check(self, partition: int, start: int) -> None:
         """Raise `NotOwner` where the partition has gone to another worker: what is not noted, that one learns again.
@@ -512,7 +546,10 @@ def _cut(document: Document, text: str, title: str) -> list[Learned]:
     readers = _readers(document)
     return [
         Learned(
-            Passage(document.document_id, title, piece.path, piece.text, document.url, position), readers, document.at
+            document.tenant,
+            Passage(document.document_id, title, piece.path, piece.text, document.url, position),
+            readers,
+            document.at,
         )
         for position, piece in enumerate(pieces)
     ]

@@ -8,7 +8,7 @@ What learning sets aside is left out here, too, and a document that cannot be br
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -171,7 +171,7 @@ class Filling:
         if task.document is None:
             return {}
         try:
-            return keyed(task.tenant, await self._cut(task.document))
+            return keyed(await self._cut(task.document))
         except (Rejected, Retriable):
             raise
         except Exception as error:
@@ -185,39 +185,21 @@ class Filling:
         for each in documents:
             self._note(each)
         of_each = await self._index.ids(self._name, ((task.tenant, task.document_id) for task, _ in documents))
-        there = [of_each[task.tenant, task.document_id] for task, _ in documents]
-        new = {
-            key: each
-            for (_, passages), known in zip(documents, there, strict=True)
-            for key, each in passages.items()
-            if key not in known
-        }
-        vectors = dict(zip(new, await self._vectors([each.spoken for each in new.values()]), strict=True))
-        try:
-            async with asyncio.TaskGroup() as group:
-                for (task, passages), known in zip(documents, there, strict=True):
-                    group.create_task(self._write(task.tenant, passages, known, vectors))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
+        there = set().union(*of_each.values())
+        passages = {key: each for cut in documents for key, each in cut.passages.items()}
+        new = {key: each for key, each in passages.items() if key not in there}
+        vectors = await self._vectors([each.spoken for each in new.values()])
+        with_vectors = {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)}
+        kept = {key: each for key, each in passages.items() if key in there}
+        await self._index.write(self._name, with_vectors, kept, there - passages.keys(), seen=False)
 
     async def _leave_out(self, task: Task, error: Rejected) -> None:
         """Count a document as refused, and do with what the index has of it what learning does."""
-        if task.document is not None and task.document.readers:
+        if task.is_private:
             # What it was to replace might be read by somebody who is not to read it any more.
             there = await self._index.ids(self._name, [(task.tenant, task.document_id)])
-            await self._write(task.tenant, {}, there[task.tenant, task.document_id], {})
+            await self._index.write(self._name, {}, {}, there[task.tenant, task.document_id], seen=False)
         self._refuse(document_key(task.tenant, task.document_id).encode(), error)
-
-    async def _write(
-        self,
-        tenant: str,
-        passages: Mapping[str, Learned],
-        there: set[str],
-        vectors: Mapping[str, Sequence[float]],
-    ) -> None:
-        new = {key: (each, vectors[key]) for key, each in passages.items() if key in vectors}
-        kept = {key: each for key, each in passages.items() if key in there}
-        await self._index.write(self._name, tenant, new, kept, there - passages.keys(), seen=False)
 
     async def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the vectors of passages, however often their model has to be loaded for it."""

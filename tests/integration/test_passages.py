@@ -47,11 +47,8 @@ class Knowledge:
     ) -> None:
         """Learn a document as `streams.learning` does; a passage for each text."""
         passages = keyed(
-            tenant,
-            [
-                Learned(Passage(document_id, title or document_id, "", text, "", position), readers, version)
-                for position, text in enumerate(texts)
-            ],
+            Learned(tenant, Passage(document_id, title or document_id, "", text, "", position), readers, version)
+            for position, text in enumerate(texts)
         )
         for index in await self.index.prepare("words", DIMS):
             there = (await self.index.ids(index.name, [(tenant, document_id)]))[tenant, document_id]
@@ -59,7 +56,6 @@ class Knowledge:
             vectors = await self.embedders.one.documents([each.spoken for each in new.values()])
             await self.index.write(
                 index.name,
-                tenant,
                 {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)},
                 {key: each for key, each in passages.items() if key in there},
                 there - passages.keys(),
@@ -236,9 +232,9 @@ async def test_a_search_finds_a_change_as_soon_as_it_is_written(known: Knowledge
     assert await known.found(BOB, "lunch twelve office") == {"lunch is at one"}
 
     (serving,) = await known.index.indices()
-    learned = Learned(Passage("note", "note", "", "a bird sings"))
+    learned = Learned("acme", Passage("note", "note", "", "a bird sings"))
     vector = (await known.embedders.one.documents(["a bird sings"]))[0]
-    await known.index.write(serving.name, "acme", {"id": (learned, vector)}, {}, (), seen=True)
+    await known.index.write(serving.name, {"id": (learned, vector)}, {}, (), seen=True)
     assert "a bird sings" in await known.found(BOB, "bird")
 
     await known.index.forget("acme", "note")
@@ -303,10 +299,10 @@ async def test_passages_that_are_not_taken_now_are_tried_again(
 
 async def test_a_passage_that_never_can_be_written_fails_for_good(known: Knowledge) -> None:
     (serving,) = await known.index.indices()
-    learned = Learned(Passage("bad", "", "", "text"))
+    learned = Learned("acme", Passage("bad", "", "", "text"))
 
     with pytest.raises(Rejected, match="refuses 1 of 1 passages"):
-        await known.index.write(serving.name, "acme", {"key": (learned, [1.0, 2.0])}, {}, ())
+        await known.index.write(serving.name, {"key": (learned, [1.0, 2.0])}, {}, ())
 
 
 # -- what is wrong
@@ -336,8 +332,8 @@ async def test_an_index_that_somebody_changed_is_searched_by_words_and_not_writt
 async def test_an_index_that_is_lost_is_made_again(known: Knowledge) -> None:
     (lost,) = await known.index.indices()
     await known.index.drop(lost.name)
-    learned = Learned(Passage("late", "", "", "text"))
-    await known.index.write(lost.name, "acme", {"id": (learned, [1.0] * DIMS)}, {}, ())  # this makes one, of any kind
+    learned = Learned("acme", Passage("late", "", "", "text"))
+    await known.index.write(lost.name, {"id": (learned, [1.0] * DIMS)}, {}, ())  # this makes one, of any kind
     assert await known.outcome(BOB, "office") == "empty"
 
     await known.learn("handbook", "the office opens at nine")
@@ -447,8 +443,8 @@ def _make_index(url: str, alias: str, change: dict[str, Any], *, meta: bool) -> 
     for name, field in change.get("properties", {}).items():
         mappings["properties"][name] = (mappings["properties"][name] if "dims" in field else {}) | field
     mappings["dynamic"] = change.get("dynamic", mappings["dynamic"])
-    learned = Learned(Passage("handbook", "", "", "the office opens at nine"))
+    learned = Learned("acme", Passage("handbook", "", "", "the office opens at nine"))
     fields = {"key": "k", "document_id": "handbook", "title": "", "path": "", "text": learned.passage.text}
     with Elasticsearch(url) as client:
         client.indices.create(index=f"{alias}-000001", mappings=mappings, aliases={alias: {}})
-        client.index(index=alias, id="k", document=fields | passage_index._beside("acme", learned), refresh=True)
+        client.index(index=alias, id="k", document=fields | passage_index._beside(learned), refresh=True)

@@ -108,7 +108,11 @@ async def cut(document: Document) -> list[Learned]:
     """A passage for each line of a document."""
     lines = document.text.splitlines()
     return [
-        Learned(Passage(document.document_id, document.title, document.title, line, "", place), tuple(document.readers))
+        Learned(
+            document.tenant,
+            Passage(document.document_id, document.title, document.title, line, "", place),
+            tuple(document.readers),
+        )
         for place, line in enumerate(lines)
     ]
 
@@ -136,12 +140,12 @@ class Setup:
 
     async def learn(self, document_id: str, title: str, text: str = "") -> None:
         document = await self.publish(document_id, title, text)
-        passages = keyed("acme", await cut(document))
+        passages = keyed(await cut(document))
         for each in await self.index.prepare("old", 192):
             vectors = await self.embedders.of(each.model).documents([each.spoken for each in passages.values()])
             there = await self.ids(each.name, document_id)
             new = {key: (learned, vector) for (key, learned), vector in zip(passages.items(), vectors, strict=True)}
-            await self.index.write(each.name, "acme", new, {}, there - new.keys(), seen=False)
+            await self.index.write(each.name, new, {}, there - new.keys(), seen=False)
         await self.index.refresh()
 
     async def ids(self, index: str, document_id: str) -> set[str]:
@@ -376,12 +380,10 @@ async def test_a_document_that_the_new_model_refuses_is_left_out_alone_and_count
 async def test_a_passage_that_elasticsearch_refuses_costs_its_own_document_alone(
     it: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def write(
-        self: PassageIndex, index: str, tenant: str, new: Mapping[str, Any], *arguments: Any, **options: Any
-    ) -> None:
+    async def write(self: PassageIndex, index: str, new: Mapping[str, Any], *arguments: Any, **options: Any) -> None:
         if any("Badgers" in learned.passage.text for learned, _ in new.values()):
             raise Rejected("Elasticsearch refuses 1 of 2 passages")
-        await written(self, index, tenant, new, *arguments, **options)
+        await written(self, index, new, *arguments, **options)
 
     written = PassageIndex.write
     monkeypatch.setattr(PassageIndex, "write", write)

@@ -12,7 +12,7 @@ from adapters.embedder import Embedder, Embedders
 from adapters.passage_index import PassageIndex, keyed
 from adapters.retriever import Retriever
 from config.settings import Settings
-from mlops.evaluate import READER, WAYS, Bench, table
+from mlops.evaluate import WAYS, Bench, table
 from mlops.mtrag import Benchmark
 from mlops.scores import auc, ndcg
 from tests.support.mtrag import KnownEmbedder, part, passages
@@ -28,11 +28,11 @@ def benchmark() -> Benchmark:
 async def bench(services: Services, index_prefix: str, benchmark: Benchmark) -> AsyncIterator[Bench]:
     elastic, embedder = Elastic(services.elasticsearch_url), KnownEmbedder()
     index = PassageIndex(elastic, index_prefix)
-    learned = keyed(READER.tenant, passages(benchmark))
+    learned = keyed(passages(benchmark))
     vectors = await embedder.documents([each.spoken for each in learned.values()])
     (one,) = await index.prepare(embedder.model, embedder.dims)
     new = {key: (each, vector) for (key, each), vector in zip(learned.items(), vectors, strict=True)}
-    await index.write(one.name, READER.tenant, new, {}, (), seen=False)
+    await index.write(one.name, new, {}, (), seen=False)
     await index.refresh()
     retriever = Retriever(cast("Embedders", embedder), index, Settings(index_prefix=index_prefix, retrieval_seconds=30))
     yield Bench(retriever, index, cast("Embedder", embedder))

@@ -20,6 +20,7 @@ from adapters.passage_index import Learned
 from config.settings import Settings
 from domain.knowledge import Passage
 from domain.retrieval import combined, queries
+from mlops.evaluate import READER
 from mlops.mtrag import Benchmark, load
 
 VECTORS: Final = Path(__file__).resolve().parents[1] / "data/mtrag-vectors.json.gz"
@@ -40,7 +41,7 @@ def part() -> Benchmark:
 def passages(benchmark: Benchmark) -> list[Learned]:
     """Return the texts, each as one passage of a document of its own."""
     return [
-        Learned(Passage(text.passage_id, text.title.strip(), "", " ".join(text.text.split()[:WORDS])))
+        Learned(READER.tenant, Passage(text.passage_id, text.title.strip(), "", " ".join(text.text.split()[:WORDS])))
         for text in benchmark.texts
     ]
 

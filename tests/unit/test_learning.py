@@ -85,7 +85,6 @@ class FakeIndex:
     async def write(
         self,
         index: str,
-        tenant: str,
         new: Mapping[str, tuple[Learned, Sequence[float]]],
         kept: Mapping[str, Learned],
         gone: Iterable[str],
@@ -95,10 +94,10 @@ class FakeIndex:
         await self.before_write()
         for key, learned in [*((key, each) for key, (each, _) in new.items()), *kept.items()]:
             self.refuse(learned.passage.text)
-            self.there.setdefault((index, tenant, learned.passage.document_id), {})[key] = learned
+            self.there.setdefault((index, learned.tenant, learned.passage.document_id), {})[key] = learned
         for _, vector in new.values():
             self.dims[index] = len(vector)
-        for passages in (each for place, each in self.there.items() if place[:2] == (index, tenant)):
+        for passages in (each for place, each in self.there.items() if place[0] == index):
             for key in gone:
                 passages.pop(key, None)
 
@@ -408,6 +407,46 @@ async def test_a_document_that_elasticsearch_will_never_take_fails_alone(it: Set
     assert it.status("other")[0] == "learned"
 
 
+async def test_documents_of_a_batch_are_written_together(it: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+
+    async def count() -> None:
+        writes.append(len(it.embedder.embedded))
+
+    it.index.before_write = count
+    it.give("guide", "# A\nfirst\n# B\nsecond")
+    it.give("note", "note", readers=["bob"])
+    it.give("guide", "of another tenant", tenant="evil")
+    await it.learn()
+    assert writes == [4]
+    assert (it.texts("guide"), it.texts("note")) == (["first", "second"], ["note"])
+    assert it.texts("guide", tenant="evil") == ["of another tenant"]
+
+    monkeypatch.setattr(learning, "PASSAGES_AT_ONCE", 2)
+    writes.clear()
+    it.embedder.embedded.clear()
+    for name in ("one", "two", "three"):
+        it.give(name, name)
+    await it.learn()
+    assert writes == [2, 3]
+
+
+async def test_whom_a_document_was_taken_from_does_not_find_it_while_its_batch_is_embedded(
+    it: Setup,
+) -> None:
+    it.give("private", "old", readers=["bob"])
+    it.give("public", "old")
+    await it.learn()
+    seen: list[tuple[list[str], list[str]]] = []
+    it.embedder.meanwhile = lambda: seen.append((it.texts("private"), it.texts("public")))
+    it.give("public", "new")
+    it.give("private", "new", readers=["ann"])
+    await it.learn()
+
+    assert seen == [([], ["old"])]
+    assert (it.texts("private"), it.texts("public")) == (["new"], ["new"])
+
+
 async def test_nothing_is_noted_before_it_is_learned_and_what_failed_is_learned_again(it: Setup) -> None:
     def refuse(text: str) -> None:
         if text == "two":
@@ -490,7 +529,11 @@ async def test_a_worker_that_was_paused_brings_nothing_back_that_was_deleted_mea
 
 
 @pytest.mark.parametrize("at_write", [1, 2])
-async def test_what_a_worker_wrote_that_was_paused_just_before_is_mended(it: Setup, at_write: int) -> None:
+async def test_what_a_worker_wrote_that_was_paused_just_before_is_mended(
+    it: Setup, at_write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "PASSAGES_AT_ONCE", 1)  # so that each document is written by itself
+
     async def changed() -> None:
         it.index.before_write = lambda: asyncio.sleep(0)
         it.give("guide", "# A\nstays\n# B\nnew", title="Guide", readers=["bob"])
