@@ -192,8 +192,8 @@ async def test_a_status_is_known_while_it_is_written_and_written_though_nobody_w
 
 
 async def test_what_is_still_being_written_ends_when_the_worker_does(services: Services, index_prefix: str) -> None:
-    proxy = FailingSearch(services.elasticsearch_url)
-    proxy.before_bulk = asyncio.Event().wait
+    proxy, goes_on = FailingSearch(services.elasticsearch_url), asyncio.Event()
+    proxy.before_bulk = goes_on.wait
     async with proxy.serving():
         elastic = Elastic(proxy.url)
         async with open_document_statuses(elastic, index_prefix) as through:
@@ -203,4 +203,5 @@ async def test_what_is_still_being_written_ends_when_the_worker_does(services: S
             assert through._writing
 
         assert not through._writing
+        goes_on.set()  # or the proxy waits a minute for its end
         await elastic.close()
