@@ -392,6 +392,13 @@ def keyed(passages: Iterable[Learned]) -> dict[str, Learned]:
     return found
 
 
+def with_vectors(
+    passages: Mapping[str, Learned], vectors: Iterable[Sequence[float]]
+) -> dict[str, tuple[Learned, Sequence[float]]]:
+    """Return passages by id, each with its vector, as they are written. ``vectors`` are in the passages' order."""
+    return {key: (each, vector) for (key, each), vector in zip(passages.items(), vectors, strict=True)}
+
+
 def found_in(passages: Mapping[str, tuple[Passage, bool]], ranked: Iterable[tuple[str, float]]) -> list[Found]:
     """Return ranked ids as what was found, without those that are gone meanwhile."""
     return [Found(key, passages[key][0], score, passages[key][1]) for key, score in ranked if key in passages]

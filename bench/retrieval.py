@@ -8,8 +8,7 @@ meanwhile, while 50 tasks wake up 50 times a second as streams of tokens do; bes
 embed. A stall is how late a task comes, which a busy machine adds to. So three more are printed (Linux tells): how long
 the loop's thread could have run meanwhile and had no core; the lateness without that, which is the worker's own doing:
 turns, and threads that hold the interpreter's lock; and the processor time of the loop's longest turn. Where the
-machine is a virtual one its host may stop it, which all but the last count. So printed are also the longest stall in
-those tenths of a second in which the host took no tick of 10 ms from any core, and how many ticks it took.
+machine is a virtual one its host may stop it, which all but the last count: for how long it did is printed too.
 
 Then what a search takes in the app, against its own two requests (words, vectors) sent raw and at once: the same
 bodies, encoded before and not decoded; and against these two with the texts of what they find, which a search reads in
@@ -58,7 +57,6 @@ ID: Final = "bench"
 PARTITIONS: Final = 4
 FILE_EVERY: Final = 100
 LOOK_SECONDS: Final = 0.5
-STRETCH_SECONDS: Final = 0.1
 QUESTIONS: Final = 150
 NO_TEXT: Final = b'"_source":false'
 STAT: Final = Path("/proc/stat")
@@ -67,7 +65,7 @@ TEXT: Final = b'"_source":{"excludes":["vector"]}'
 
 
 def _stolen() -> float:
-    """Return how long the host has not let this machine's cores run since it was started, in ms, to 10 (Linux)."""
+    """Return how long the host has not let this machine's cores run since it was started, in ms (Linux)."""
     return int(STAT.read_text(encoding="ascii").split(maxsplit=9)[8]) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
@@ -98,18 +96,12 @@ class Stalls:
     turns: Turns
     late: list[float] = field(default_factory=list)
     coreless: list[float] = field(default_factory=list)
-    undisturbed: list[float] = field(default_factory=list)
     stolen_before: float = field(default_factory=_stolen)
 
     async def watch(self) -> None:
         """Notice until cancelled."""
         self.turns.took.clear()
-        stretch, first, stolen = time.perf_counter(), 0, self.stolen_before
         while True:
-            if time.perf_counter() - stretch > STRETCH_SECONDS:
-                if (now := _stolen()) == stolen:
-                    self.undisturbed += self.late[first:]
-                stretch, first, stolen = time.perf_counter(), len(self.late), now
             before = _coreless()
             due = time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
@@ -120,9 +112,8 @@ class Stalls:
         own = [max(0.0, late - coreless) for late, coreless in zip(self.late, self.coreless, strict=True)]
         return (
             f"late: {_spread(self.late)}; without a core: {_spread(self.coreless)}; late but for that:"
-            f" {_spread(own)}; processor time of a turn: {_spread(self.turns.took)}; the host took"
-            f" {_stolen() - self.stolen_before:.0f} ms of all cores together; late while it took none:"
-            f" {_spread(self.undisturbed)}"
+            f" {_spread(own)}; processor time of a turn: {_spread(self.turns.took)};"
+            f" all cores together were taken by the machine's host for {_stolen() - self.stolen_before:.0f} ms"
         )
 
 

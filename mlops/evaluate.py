@@ -29,7 +29,7 @@ import click
 from adapters.elastic import open_elastic
 from adapters.embedder import Embedder, open_embedders
 from adapters.parsers import Parsers, open_parsers
-from adapters.passage_index import PassageIndex, found_in, keyed
+from adapters.passage_index import PassageIndex, found_in, keyed, with_vectors
 from adapters.retriever import SPARE, Retriever
 from config.settings import Settings
 from deploy.embedded import Embedded
@@ -81,8 +81,7 @@ class Bench:
                 cut = [await passages_of(_document(text), parsers) for text in batch]
                 learned = keyed(each for passages in cut for each in passages)
                 vectors = await self.embedder.documents([each.spoken for each in learned.values()])
-                new = {key: (each, vector) for (key, each), vector in zip(learned.items(), vectors, strict=True)}
-                await self.index.write(index.name, new, {}, (), seen=False)
+                await self.index.write(index.name, with_vectors(learned, vectors), {}, (), seen=False)
                 count += len(learned)
                 bar.update(len(batch))
         await self.index.refresh()

@@ -32,7 +32,7 @@ import structlog
 from adapters.document_status import DocumentStatuses
 from adapters.embedder import Embedder, Embedders
 from adapters.parsers import Parsers
-from adapters.passage_index import Index, Learned, PassageIndex, keyed
+from adapters.passage_index import Index, Learned, PassageIndex, keyed, with_vectors
 from config import metrics
 from domain.backoff import pause
 from domain.errors import EmbedderUnavailable, NotOwner, Overtaken, Rejected, Retriable
@@ -137,8 +137,9 @@ class Batch:
     statuses: list[tuple[DocumentStatus, int, bool]] = field(default_factory=list)
     outcomes: list[DocumentOutcome] = field(default_factory=list)
 
-    def note(self, task: Task, **became: Any) -> None:
+    def note(self, task: Task, began: float, **became: Any) -> None:
         """Note what became of a document: fields of its status."""
+        metrics.learning_duration.observe(time.monotonic() - began)
         assert task.document is not None
         status = replace(status_of(task.document, task.at_ms, self.known.get(_names(task))), **became)
         metrics.documents.labels(status.status).inc()
@@ -311,7 +312,7 @@ class Learner:
             try:
                 waiting.append(Cut(task, await self._passages(task.document), began))
             except Rejected as error:
-                await self._refuse(task, error, batch)
+                await self._refuse(task, began, error, batch)
             if sum(len(each.passages) for each in waiting) >= PASSAGES_AT_ONCE:
                 await self._learned(waiting, batch)
                 waiting = []
@@ -329,24 +330,23 @@ class Learner:
                 await self._write(index, documents, batch)
         except Rejected as error:
             if len(documents) == 1:
-                await self._refuse(documents[0].task, error, batch)
-                return
-            for each in documents:
-                await self._learned([each], batch)
-            return
-        for task, passages, began in documents:
-            title = next(iter(passages.values())).passage.title
-            batch.note(task, status="learned", title=title, passages=len(passages))
-            metrics.learning_duration.observe(time.monotonic() - began)
+                await self._refuse(documents[0].task, documents[0].began, error, batch)
+            else:
+                for each in documents:
+                    await self._learned([each], batch)
+        else:
+            for task, passages, began in documents:
+                title = next(iter(passages.values())).passage.title
+                batch.note(task, began, status="learned", title=title, passages=len(passages))
 
-    async def _refuse(self, task: Task, error: Rejected, batch: Batch) -> None:
+    async def _refuse(self, task: Task, began: float, error: Rejected, batch: Batch) -> None:
         """Note that a document cannot be learned."""
         log.warning("document not learned", document=task.document_id, reason=str(error))
         if task.is_private:
             # What it was to replace might be read by somebody who is not to read it any more.
             await batch.check()
             await self._index.forget(task.tenant, task.document_id)
-        batch.note(task, status="failed", error=str(error))
+        batch.note(task, began, status="failed", error=str(error))
 
     async def _passages(self, document: Document) -> dict[str, Learned]:
         """Return a document's passages by id. Raises `Rejected`, whatever it is that they cannot be had for."""
@@ -377,8 +377,7 @@ class Learner:
         await self._put(index, batch.check, kept=kept, gone=taken)
         for share in _shares(new.items()):
             vectors = await self._vectors(self._embedders.of(index.model), [each.spoken for each in share.values()])
-            with_vectors = {key: (each, vector) for (key, each), vector in zip(share.items(), vectors, strict=True)}
-            await self._put(index, batch.check, new=with_vectors)
+            await self._put(index, batch.check, new=with_vectors(share, vectors))
             metrics.passages_embedded.inc(len(share))
         await self._put(index, batch.check, gone=old)
 

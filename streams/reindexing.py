@@ -18,7 +18,7 @@ import structlog
 from adapters.elastic import Elastic
 from adapters.embedder import Embedder
 from adapters.log_reader import LogReader, Record
-from adapters.passage_index import Index, Learned, PassageIndex, keyed
+from adapters.passage_index import Index, Learned, PassageIndex, keyed, with_vectors
 from adapters.retriever import Retriever
 from domain.backoff import pause
 from domain.errors import EmbedderUnavailable, Rejected, Retriable, SinkUnavailable
@@ -189,9 +189,8 @@ class Filling:
         passages = {key: each for cut in documents for key, each in cut.passages.items()}
         new = {key: each for key, each in passages.items() if key not in there}
         vectors = await self._vectors([each.spoken for each in new.values()])
-        with_vectors = {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)}
         kept = {key: each for key, each in passages.items() if key in there}
-        await self._index.write(self._name, with_vectors, kept, there - passages.keys(), seen=False)
+        await self._index.write(self._name, with_vectors(new, vectors), kept, there - passages.keys(), seen=False)
 
     async def _leave_out(self, task: Task, error: Rejected) -> None:
         """Count a document as refused, and do with what the index has of it what learning does."""

@@ -11,7 +11,7 @@ from elasticsearch import Elasticsearch
 from adapters import passage_index, retriever
 from adapters.elastic import Elastic
 from adapters.embedder import Embedders
-from adapters.passage_index import Learned, PassageIndex, keyed
+from adapters.passage_index import Learned, PassageIndex, keyed, with_vectors
 from adapters.retriever import Retriever
 from config.settings import Settings
 from domain.errors import EmbedderUnavailable, Rejected, SinkUnavailable
@@ -56,7 +56,7 @@ class Knowledge:
             vectors = await self.embedders.one.documents([each.spoken for each in new.values()])
             await self.index.write(
                 index.name,
-                {key: (each, vector) for (key, each), vector in zip(new.items(), vectors, strict=True)},
+                with_vectors(new, vectors),
                 {key: each for key, each in passages.items() if key in there},
                 there - passages.keys(),
                 seen=False,

@@ -13,7 +13,7 @@ from adapters import passage_index
 from adapters.elastic import Elastic
 from adapters.embedder import Embedders
 from adapters.kafka_admin import ensure_topics
-from adapters.passage_index import Index, Learned, PassageIndex, keyed
+from adapters.passage_index import Index, Learned, PassageIndex, keyed, with_vectors
 from adapters.retriever import Retriever
 from config.settings import Settings
 from domain.errors import Rejected, SinkUnavailable
@@ -144,7 +144,7 @@ class Setup:
         for each in await self.index.prepare("old", 192):
             vectors = await self.embedders.of(each.model).documents([each.spoken for each in passages.values()])
             there = await self.ids(each.name, document_id)
-            new = {key: (learned, vector) for (key, learned), vector in zip(passages.items(), vectors, strict=True)}
+            new = with_vectors(passages, vectors)
             await self.index.write(each.name, new, {}, there - new.keys(), seen=False)
         await self.index.refresh()
 

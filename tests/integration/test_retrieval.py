@@ -9,7 +9,7 @@ import pytest
 
 from adapters.elastic import Elastic
 from adapters.embedder import Embedder, Embedders
-from adapters.passage_index import PassageIndex, keyed
+from adapters.passage_index import PassageIndex, keyed, with_vectors
 from adapters.retriever import Retriever
 from config.settings import Settings
 from mlops.evaluate import WAYS, Bench, table
@@ -31,8 +31,7 @@ async def bench(services: Services, index_prefix: str, benchmark: Benchmark) -> 
     learned = keyed(passages(benchmark))
     vectors = await embedder.documents([each.spoken for each in learned.values()])
     (one,) = await index.prepare(embedder.model, embedder.dims)
-    new = {key: (each, vector) for (key, each), vector in zip(learned.items(), vectors, strict=True)}
-    await index.write(one.name, new, {}, (), seen=False)
+    await index.write(one.name, with_vectors(learned, vectors), {}, (), seen=False)
     await index.refresh()
     retriever = Retriever(cast("Embedders", embedder), index, Settings(index_prefix=index_prefix, retrieval_seconds=30))
     yield Bench(retriever, index, cast("Embedder", embedder))

@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
+
 from adapters.elastic import open_elastic
 from config.settings import Settings
+from domain.errors import SinkUnavailable
 
 
 async def test_the_first_request_is_made_when_it_is_opened_and_nobody_waits_for_its_answer() -> None:
@@ -24,5 +27,7 @@ async def test_the_first_request_is_made_when_it_is_opened_and_nobody_waits_for_
 
 
 async def test_it_is_opened_where_nobody_answers() -> None:
-    async with open_elastic(Settings(elasticsearch_url="http://127.0.0.1:1")):
-        await asyncio.sleep(0.1)
+    async with open_elastic(Settings(elasticsearch_url="http://127.0.0.1:1")) as elastic:
+        with pytest.raises(SinkUnavailable, match="not there"):
+            async with elastic.client() as client:
+                await client.info()

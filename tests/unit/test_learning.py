@@ -431,9 +431,7 @@ async def test_documents_of_a_batch_are_written_together(it: Setup, monkeypatch:
     assert writes == [2, 3]
 
 
-async def test_whom_a_document_was_taken_from_does_not_find_it_while_its_batch_is_embedded(
-    it: Setup,
-) -> None:
+async def test_whom_a_document_was_taken_from_does_not_find_it_while_its_batch_is_embedded(it: Setup) -> None:
     it.give("private", "old", readers=["bob"])
     it.give("public", "old")
     await it.learn()
