@@ -108,6 +108,11 @@ class Database:
         return self._own_epoch
 
     @property
+    def has_gap(self) -> bool:
+        """Whether the changelog has something before one of our own rows that was not read here."""
+        return bool(self._acknowledged)
+
+    @property
     def fenced(self) -> frozenset[bytes]:
         """The keys whose latest record in the changelog is one that does not count."""
         return frozenset(self._fenced)

@@ -67,7 +67,7 @@ PUBLISH_SECONDS = 30.0
 # What a dead letter holds of a record: as JSON at most 0.8 MB, where Kafka takes 1 MB. The rest stands in its log.
 LETTER_VALUE_BYTES: Final = 500_000
 LETTER_TEXT_CHARS: Final = 10_000
-TAIL_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 0.1  # so long the others may take to hear that a worker is gone, and Kafka waits for each
 CLOSE_STREAMS_SECONDS = 5.0
 LEAVE_SECONDS = 15.0  # closing tables and streams takes 3 s
 STEPPED_BACK: Final = os.EX_TEMPFAIL  # it may work again later, unlike a wrong setting
@@ -403,8 +403,8 @@ class ChatApp(faust.App):
     async def _follow_assignment(self, _sender: Any, assigned: set[TP], **_: Any) -> None:
         owned = {tp.partition for tp in assigned if tp.topic == self.topics_of.questions.name}
         await self.runner.keep(owned)
-        # Usually known in milliseconds. Kafka hears nothing of us meanwhile, and takes us for dead after a session.
-        await self.services.token_log.own(owned, within=min(TAIL_SECONDS, self.settings.session_seconds / 2))
+        # Whoever needs a partition waits for it, in no callback, and the tables come back meanwhile.
+        await self.services.token_log.own(owned, within=0)
         if self._peer_watch is not None:
             # Who owns everything is alone, unless there is so little to own that others may have nothing.
             self._peer_watch.accompany(len(owned) < self.settings.partitions or self.settings.partitions == 1)
@@ -479,7 +479,7 @@ def create_app(chat_settings: Settings) -> ChatApp:
         topic_replication_factor=chat_settings.replication,
         topic_disable_leader=True,
         broker_session_timeout=chat_settings.session_seconds,
-        broker_heartbeat_interval=min(0.3, chat_settings.session_seconds / 4),
+        broker_heartbeat_interval=min(HEARTBEAT_SECONDS, chat_settings.session_seconds / 4),
         broker_rebalance_timeout=10.0,
         broker_request_timeout=max(15.0, chat_settings.session_seconds),
         broker_commit_interval=1.0,

@@ -5,7 +5,8 @@ record that it cannot decode or apply stops it for ever. Here nothing of Faust r
 its recovery is the order of things around one: flush, restore, call the tables back, seek, resume.
 
 Before a store is restored, its changelog is claimed under the group's generation: what a worker that slept through its
-replacement writes after that counts for nobody (`domain.fence`).
+replacement writes after that counts for nobody (`domain.fence`). A store that its worker had in the generation right
+before needs neither: nobody else was given it since.
 
 Two rules: **never inside the callback of a rebalance**, where no heartbeats are sent; and **no copying while
 partitions change hands**, so that a store that is closed has no other user.
@@ -14,6 +15,7 @@ partitions change hands**, so that a store that is closed has no other user.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
@@ -51,6 +53,18 @@ class CopiedTable(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The group's count of assignments, and what it calls us, which changes whenever it took us for gone."""
+
+    generation: int
+    member_id: str
+
+    def follows(self, other: "Membership") -> bool:
+        """Return whether there was no assignment in between, so that nobody was given what was ours in both."""
+        return (self.generation, self.member_id) == (other.generation + 1, other.member_id)
+
+
 class Still:
     """Tells for how long something has been the same."""
 
@@ -80,6 +94,8 @@ class TableRecovery(Recovery):
         )
         self._restored = False
         self._is_halted = False
+        self._membership = self._restored_in = Membership(-1, "")
+        self._kept: set[TP] = set()  # whose stores were restored in that one, and claimed in it or before
         self._standbys = Progress()
         metrics.recovery_left.set_function(lambda: self.progress.left)
         metrics.standbys_left.set_function(lambda: self._standbys.left)
@@ -107,6 +123,7 @@ class TableRecovery(Recovery):
     ) -> None:
         """Note what is to be recovered. Faust's own opens the stores of it, and wakes the task below."""
         self._is_halted = False
+        self._membership = Membership(generation_id, self.chat.member_id)
         await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
 
     async def on_stop(self) -> None:
@@ -124,7 +141,7 @@ class TableRecovery(Recovery):
                 return
             self.signal_recovery_start.clear()
             try:
-                await self._recover(self._generation_id)
+                await self._recover(self._membership)
             except (RebalanceAgain, IllegalStateError, NotOwner):
                 log.info("recovery begins anew: partitions are assigned again")
             except ServiceStopped:
@@ -164,12 +181,13 @@ class TableRecovery(Recovery):
 
     # -- one recovery
 
-    async def _recover(self, generation: int) -> None:
+    async def _recover(self, membership: Membership) -> None:
+        generation = membership.generation
         self._set_recovery_started()
         # Rows that this worker sent before are then in the changelog that it reads.
         await self._wait(self.chat.producer.flush(), timeout=FLUSH_SECONDS)
         self._restored = False
-        await self._wait(self._restore(generation))
+        await self._wait(self._restore(membership))
         if not self._restored:
             return  # it was halted, and the assignment that halted it brings the next one
         # Faust's own: calls the tables back, seeks to the committed offsets, resumes, and ends the rebalance.
@@ -178,9 +196,11 @@ class TableRecovery(Recovery):
         if self.standby_tps:
             _ = self.add_future(self._follow(generation))
 
-    async def _restore(self, generation: int) -> None:
-        replicas = self._replicas(self.active_tps)
-        restored, epoch = False, generation
+    async def _restore(self, membership: Membership) -> None:
+        self._keep(membership)
+        actives = set(self.active_tps)
+        replicas = self._replicas(actives - self._kept)
+        restored, epoch = False, membership.generation
         while not restored and not self._is_halted:
             await self._claim(replicas, epoch)
             restored = await self._copy(replicas)
@@ -191,7 +211,18 @@ class TableRecovery(Recovery):
             for replica in replicas:
                 replica.database.own(epoch)
             await self._mend(replicas, epoch)
+            self._kept = actives
         self._restored = restored
+
+    def _keep(self, membership: Membership) -> None:
+        """Note which stores need no restoring: they were ours all the time, and hold what their changelogs do.
+
+        Of a worker that was replaced before, a late row may stand behind our last one: it is no row here, and the next
+        owner reads it. Once it stands before one of ours there is a gap, and the store is claimed and read again.
+        """
+        was_ours = self._kept if membership.follows(self._restored_in) else set()
+        self._kept = {tp for tp in was_ours & self.active_tps if not self._table(tp).database(tp.partition).has_gap}
+        self._restored_in = membership
 
     async def _claim(self, replicas: Sequence[Replica], epoch: int) -> None:
         """Claim the changelogs; note where the claims stand."""
@@ -257,10 +288,13 @@ class TableRecovery(Recovery):
             self.chat.step_back(str(error))
 
     def _replicas(self, tps: Iterable[TP]) -> list[Replica]:
-        tables = {tp: cast("CopiedTable", self.tp_to_table[tp]) for tp in tps}
+        tables = {tp: self._table(tp) for tp in tps}
         return [
             Replica(tp.topic, tp.partition, table.database(tp.partition), table.check) for tp, table in tables.items()
         ]
+
+    def _table(self, tp: TP) -> CopiedTable:
+        return cast("CopiedTable", self.tp_to_table[tp])
 
     def _on_bad_record(self, record: Message, reason: str) -> None:
         """Set a record aside; returns once Kafka has the dead letter. Called in the copying thread."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +13,7 @@ import msgspec
 from bench.machine import counter
 from tests.conftest import Names, StartWorker
 from tests.support.chat_client import ChatClient
-from tests.support.kafka import consume, epochs, produce
+from tests.support.kafka import claims, consume, epochs, produce
 from tests.support.model_server import ModelServer
 from tests.support.services import Services
 from tests.support.worker import Worker
@@ -95,6 +96,28 @@ async def test_who_takes_over_has_the_conversations_already(
     read = await asyncio.to_thread(counter, workers[1].url, "headrace_recovered_records_total") - read_before
     assert titles == conversations
     assert read < len(conversations) / 4  # two rows a conversation, and half of the partitions were the other's
+
+
+async def test_only_who_is_given_a_partition_claims_its_tables(
+    services: Services, start_worker: StartWorker, model: ModelServer, http: aiohttp.ClientSession, names: Names
+) -> None:
+    changelog = f"{names.group}-conversations-changelog"
+    first = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+    client = ChatClient(http, first.url)
+    conversations = [await client.converse() for _ in range(10)]
+    alone = await claims(services.bootstrap, changelog)
+    second = await start_worker(services, OPENAI_BASE_URL=model.base_url)
+    await first.ready()
+    shared = await claims(services.bootstrap, changelog)
+
+    await second.terminate()
+    await first.ready()
+
+    again = await claims(services.bootstrap, changelog)
+    given = {partition for partition in shared if shared[partition] > alone[partition]}
+    assert 0 < len(given) < len(alone)
+    assert again == alone + Counter({partition: 2 for partition in given})
+    assert [(await client.call("GET", f"/v1/conversations/{each}"))["id"] for each in conversations] == conversations
 
 
 async def test_a_worker_whose_disk_takes_no_more_steps_back_and_loses_nothing(

@@ -1,12 +1,15 @@
 """Writing to a topic, and reading what is in it, past all of our own code."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+from adapters.changelog import CLAIM_KEY
 
 
 def produce_all(bootstrap: str, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
@@ -36,6 +39,12 @@ async def epochs(bootstrap: str, topic: str) -> list[int]:
 async def everything(bootstrap: str, topic: str) -> list[bytes]:
     """Return the values of all records that a topic has now, of all partitions."""
     return [message.value() or b"" for message in await asyncio.to_thread(_messages, bootstrap, topic)]
+
+
+async def claims(bootstrap: str, topic: str) -> Counter[int]:
+    """Return how often each partition of a changelog was claimed."""
+    messages = await asyncio.to_thread(_messages, bootstrap, topic)
+    return Counter(message.partition() or 0 for message in messages if message.key() == CLAIM_KEY)
 
 
 def _epochs(bootstrap: str, topic: str) -> list[int]:

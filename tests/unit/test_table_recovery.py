@@ -6,15 +6,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import faust
+import hypothesis.strategies as st
 import pytest
 from faust.exceptions import ValueDecodeError
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from hypothesis import given
 
 from adapters.changelog import Progress, Replica
-from streams.table_recovery import Still, TableRecovery
+from streams.table_recovery import Membership, Still, TableRecovery
 
 CHANGELOG = TP("stock-rows-changelog", 0)
 
@@ -132,3 +134,93 @@ async def test_a_follower_of_an_older_assignment_does_not_begin() -> None:
     await TableRecovery._follow(cast("TableRecovery", recovery), 3)
 
     assert followed == [3]
+
+
+CHANGELOGS = [TP("rows-changelog", partition) for partition in range(3)]
+
+
+class Restored:
+    """A worker's recovery, as far as it says which stores need none. ``restored`` is when each was read last."""
+
+    def __init__(self) -> None:
+        self.gaps: set[TP] = set()
+        self.restored: dict[TP, int] = {}
+        self.active_tps: set[TP] = set()
+        self._restored_in, self._kept = Membership(-1, ""), set[TP]()
+
+    def assign(self, tps: set[TP], membership: Membership, *, ends: bool = True) -> set[TP]:
+        """Restore what needs it, unless it is interrupted; return what needed nothing."""
+        self.active_tps = tps
+        TableRecovery._keep(cast("TableRecovery", self), membership)
+        kept = self._kept
+        if ends:
+            self.restored |= dict.fromkeys(tps - kept, membership.generation)
+            self._kept = tps
+        return kept
+
+    def _table(self, tp: TP) -> Any:
+        return SimpleNamespace(database=lambda _: SimpleNamespace(has_gap=tp in self.gaps))
+
+
+@pytest.mark.parametrize(
+    ("membership", "kept"),
+    [
+        (Membership(8, "a"), {CHANGELOGS[0]}),
+        (Membership(9, "a"), set()),
+        (Membership(7, "a"), set()),
+        (Membership(8, "b"), set()),
+    ],
+    ids=["the next assignment", "one in between", "the same once more", "taken for gone meanwhile"],
+)
+def test_a_store_needs_no_restoring_if_nobody_else_can_have_had_it(membership: Membership, kept: set[TP]) -> None:
+    worker = Restored()
+    assert worker.assign({CHANGELOGS[0], CHANGELOGS[1]}, Membership(7, "a")) == set()
+
+    assert worker.assign({CHANGELOGS[0], CHANGELOGS[2]}, membership) == kept
+
+
+def test_a_store_with_something_unread_before_its_own_rows_is_restored() -> None:
+    worker = Restored()
+    worker.assign({CHANGELOGS[0], CHANGELOGS[1]}, Membership(7, "a"))
+    worker.gaps = {CHANGELOGS[1]}
+
+    assert worker.assign({CHANGELOGS[0], CHANGELOGS[1]}, Membership(8, "a")) == {CHANGELOGS[0]}
+
+
+def test_what_was_not_restored_to_its_end_is_not_kept() -> None:
+    worker = Restored()
+    worker.assign({CHANGELOGS[0]}, Membership(7, "a"))
+    worker.assign({CHANGELOGS[0], CHANGELOGS[1]}, Membership(8, "a"), ends=False)
+
+    assert worker.assign({CHANGELOGS[0], CHANGELOGS[1]}, Membership(9, "a")) == {CHANGELOGS[0]}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 2), min_size=3, max_size=3),  # the owner of each partition
+            st.lists(
+                st.sampled_from(["hears", "hears", "hears", "is interrupted", "misses it", "is gone"]),
+                min_size=3,
+                max_size=3,
+            ),
+        ),
+        max_size=30,
+    )
+)
+def test_whatever_is_kept_was_given_to_nobody_else_since_it_was_restored(
+    assignments: list[tuple[list[int], list[str]]],
+) -> None:
+    workers = [Restored() for _ in range(3)]
+    lives = [0, 0, 0]
+    owners: list[list[int]] = []
+    for generation, (owner_of, hears) in enumerate(assignments):
+        owners.append(owner_of)
+        for number, (worker, how) in enumerate(zip(workers, hears, strict=True)):
+            lives[number] += how == "is gone"
+            if how in {"misses it", "is gone"}:
+                continue
+            mine = {tp for tp in CHANGELOGS if owner_of[tp.partition] == number}
+            membership = Membership(generation, f"{number}-{lives[number]}")
+            for tp in worker.assign(mine, membership, ends=how == "hears"):
+                assert {past[tp.partition] for past in owners[worker.restored[tp] :]} == {number}
