@@ -29,9 +29,10 @@ $(INSTALLED): requirements.lock pyproject.toml deploy/install.sh
 	@deploy/install.sh
 
 ##@ Work on it
+# In the order of their names: the long tests, of integration/, come before the short ones of unit/, which fill the end.
 .PHONY: test
 test: $(INSTALLED) ## Run all tests, a process for each core, on services that they start: make test ARGS="-k fold"
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style (ruff), shell scripts (shellcheck) and the Dockerfile (hadolint)

@@ -151,6 +151,20 @@ MUTANTS: Final = (
         ["tests/integration/test_table_recovery.py", "-k", "wrote_late"],
     ),
     Mutant(
+        "fence of rows: a store is kept although others may have had it",
+        "streams/table_recovery.py",
+        "return (self.generation, self.member_id) == (other.generation + 1, other.member_id)",
+        "return self.member_id == other.member_id",
+        ["tests/unit/test_table_recovery.py"],
+    ),
+    Mutant(
+        "fence of rows: a store is kept although something unread stands before its own rows",
+        "streams/table_recovery.py",
+        " if not self._table(tp).database(tp.partition).has_gap}",
+        "}",
+        ["tests/unit/test_table_recovery.py"],
+    ),
+    Mutant(
         "fence of rows: what a late record hides is not written again",
         "streams/table_recovery.py",
         "            await self._mend(replicas, epoch)\n",

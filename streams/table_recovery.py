@@ -24,7 +24,7 @@ from confluent_kafka import Message
 from faust.exceptions import ProducerSendError
 from faust.tables.manager import TableManager
 from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
-from faust.types import TP, AppT
+from faust.types import TP, AppT, CollectionT
 from mode import Service
 
 from adapters.changelog import CLAIM_KEY, EPOCH_HEADER, Changelogs, Check, Progress, Replica
@@ -121,10 +121,14 @@ class TableRecovery(Recovery):
     async def on_rebalance(
         self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
     ) -> None:
-        """Note what is to be recovered. Faust's own opens the stores of it, and wakes the task below."""
+        """Note what is to be recovered. Faust's own wakes the task below."""
         self._is_halted = False
         self._membership = Membership(generation_id, self.chat.member_id)
         await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
+
+    def _add(self, table: CollectionT, tp: TP, offsets: Any) -> None:
+        """Note whose changelog this is. Faust's opens the store, too, and a standby's can wait until answers go on."""
+        self.tp_to_table[tp] = table
 
     async def on_stop(self) -> None:
         """End the thread before Faust closes the stores. Faust would write what it had buffered here."""
@@ -278,11 +282,15 @@ class TableRecovery(Recovery):
         return restored
 
     async def _follow(self, generation: int) -> None:
-        # It begins a moment after it was asked for, and partitions may have been assigned anew in that moment.
-        if self._is_halted or generation != self._generation_id:
-            return
-        self._standbys = Progress(self._replicas(self.standby_tps))
+        replicas: list[Replica] = []
         try:
+            for tp in sorted(self.standby_tps):
+                await asyncio.sleep(0)  # opening a store takes milliseconds, and answers go on
+                # Partitions may have been assigned anew meanwhile, or since this was asked for.
+                if self._is_halted or generation != self._generation_id:
+                    return
+                replicas += self._replicas((tp,))
+            self._standbys = Progress(replicas)
             await self._changelogs.follow(self._standbys)
         except StoreUnavailable as error:
             self.chat.step_back(str(error))

@@ -26,10 +26,6 @@ class RowStore(rocksdb.Store):
         """Return a partition's database if it is open."""
         return cast("Database | None", self._dbs.get(partition))
 
-    def persisted_offset(self, tp: TP) -> int | None:
-        """Return the changelog offset that a partition's rows reach to."""
-        return self.database(tp.partition).offset
-
     def _open_for_partition(self, partition: int) -> Any:
         try:
             return Database(self.partition_path(partition))

@@ -127,13 +127,46 @@ async def test_a_follower_of_an_older_assignment_does_not_begin() -> None:
         _generation_id=3,
         _changelogs=SimpleNamespace(follow=follow),
         _replicas=lambda _: [],
-        standby_tps=set(),
+        standby_tps={CHANGELOG},
     )
 
     await TableRecovery._follow(cast("TableRecovery", recovery), 2)
     await TableRecovery._follow(cast("TableRecovery", recovery), 3)
 
     assert followed == [3]
+
+
+async def test_standbys_are_opened_one_after_the_other_and_no_more_once_partitions_are_assigned_anew() -> None:
+    opened: list[int] = []
+
+    def open_store(tps: tuple[TP]) -> list[Replica]:
+        opened.append(tps[0].partition)
+        asyncio.get_running_loop().call_soon(assign_anew if len(opened) == 2 else int)
+        return []
+
+    def assign_anew() -> None:
+        recovery._generation_id = 4
+
+    recovery = SimpleNamespace(
+        _is_halted=False,
+        _generation_id=3,
+        _changelogs=None,  # which is not come to
+        _replicas=open_store,
+        standby_tps={TP("rows-changelog", partition) for partition in range(3)},
+    )
+
+    await TableRecovery._follow(cast("TableRecovery", recovery), 3)
+
+    assert opened == [0, 1]
+
+
+def test_no_store_is_opened_while_partitions_are_assigned() -> None:
+    recovery = cast("TableRecovery", SimpleNamespace(tp_to_table={}))
+    table = cast("Any", object())  # which has nothing that could be opened
+
+    TableRecovery._add(recovery, table, CHANGELOG, None)
+
+    assert recovery.tp_to_table == {CHANGELOG: table}
 
 
 CHANGELOGS = [TP("rows-changelog", partition) for partition in range(3)]
