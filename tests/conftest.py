@@ -21,8 +21,8 @@ hypothesis.settings.load_profile("headrace")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark what uses services, a real Kafka or a browser, so that ``-m "not kafka"`` cannot miss any."""
-    marks = {"services": pytest.mark.services, "real_kafka": pytest.mark.kafka, "browser": pytest.mark.browser}
+    """Mark what uses a real Kafka or a browser, so that ``-m "not kafka"`` cannot miss any."""
+    marks = {"real_kafka": pytest.mark.kafka, "browser": pytest.mark.browser}
     for item in items:
         for fixture in marks.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(marks[fixture])
