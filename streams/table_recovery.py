@@ -327,6 +327,14 @@ class ChangelogTables(TableManager):
             self._recovery = TableRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
         return cast("TableRecovery", self._recovery)
 
+    async def on_start(self) -> None:
+        """Register the tables, which the consumer waits for before it joins the group.
+
+        Faust waits a second here for tables that agents make as they start; ours are made with the app.
+        """
+        await self._update_channels()
+        await self.recovery.start()
+
     def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Begin to halt. Faust writes here what it buffered of changelogs, which is nothing now."""
         self.recovery.stop_soon()

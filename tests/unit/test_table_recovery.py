@@ -16,7 +16,7 @@ from faust.types.tuples import ConsumerMessage
 from hypothesis import given
 
 from adapters.changelog import Progress, Replica
-from streams.table_recovery import Membership, Still, TableRecovery
+from streams.table_recovery import ChangelogTables, Membership, Still, TableRecovery
 
 CHANGELOG = TP("stock-rows-changelog", 0)
 
@@ -53,6 +53,32 @@ async def test_stock_faust_never_ends_a_recovery_whose_last_record_it_cannot_dec
     assert recovery.need_recovery()
     assert not recovery.signal_recovery_end.is_set()
     applying.cancel()
+
+
+@pytest.mark.parametrize(("manager", "waits"), [(TableManager, [1.0]), (ChangelogTables, [])])
+async def test_tables_are_registered_as_the_worker_starts_and_not_a_second_later(
+    manager: type[TableManager], waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = faust.App("starting", broker="kafka://127.0.0.1:1", store="memory://", TableManager=manager)
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    async def start() -> None:
+        assert tables._tables_registered.is_set()
+        started.append(True)
+
+    started: list[bool] = []
+    tables = cast("TableManager", app.tables)
+    monkeypatch.setattr(tables, "sleep", sleep)
+    monkeypatch.setattr(tables, "_recovery", SimpleNamespace(start=start))
+    monkeypatch.setattr(app, "consumer", SimpleNamespace(assignment=set, pause_partitions=lambda _: None))
+
+    await tables.on_start()
+
+    assert started
+    assert waited == waits
 
 
 def test_what_changes_does_not_stand_still() -> None:
