@@ -9,8 +9,6 @@ that comes.
 """
 
 import asyncio
-import os
-import signal
 import socket
 import sys
 from array import array
@@ -287,7 +285,5 @@ async def _end(process: Process) -> None:
     """Kill a process and its fork, and wait until it and its pipes are gone."""
     with suppress(ProcessLookupError):
         process.kill()
-    with suppress(ProcessLookupError):  # before it has loaded the model it is in the worker's group
-        os.killpg(process.pid, signal.SIGKILL)
     with suppress(OSError):
         await process.communicate()

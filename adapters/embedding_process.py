@@ -23,10 +23,9 @@ from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
 
-HEAD_BYTES: Final = 4
-NICENESS: Final = 10
-"""Whoever reads tokens goes first."""
+from adapters.helper_process import come_after, come_last, end_with
 
+HEAD_BYTES: Final = 4
 BATCH: Final = 16
 
 # Before torch is imported, which reads them then: one core, and nothing fetched from anywhere.
@@ -126,14 +125,15 @@ def serve(requests: BinaryIO, answers: BinaryIO, ready: Ready, compute: Compute)
 
 def serve_all(questions: BinaryIO, answers: BinaryIO, documents: int, ready: Ready, compute: Compute) -> None:
     """Answer questions here, and beside them what is asked on the socket ``documents``, until the questions end."""
-    os.setpgid(0, 0)  # so that this process and its fork can be ended at once
+    this = os.getpid()
     with socket.socket(fileno=documents) as connection:
         asked, answered = connection.makefile("rb"), connection.makefile("wb")
     if not hasattr(os, "SCHED_IDLE"):
         # macOS has no such class, and its numerical library does not bear a fork.
         threading.Thread(target=serve, args=(asked, answered, ready, compute), daemon=True).start()
     elif os.fork() == 0:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        end_with(this)
+        come_last()
         # Who waits for the end of the process that answers questions must not wait for this one.
         for pipe in (questions, answers):
             os.dup2(asked.fileno(), pipe.fileno())
@@ -147,9 +147,10 @@ def serve_all(questions: BinaryIO, answers: BinaryIO, documents: int, ready: Rea
 
 def main() -> None:
     """Load the model, and serve."""
-    # Ctrl-C goes to all processes of a terminal: the worker decides when it needs no vectors any more.
+    # Both go to all processes of a terminal or a container: the worker decides when it needs no vectors any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    come_after()
     os.environ |= ENVIRON
     # Libraries print; what they print must not stand between our messages.
     answers = os.fdopen(os.dup(1), "wb")

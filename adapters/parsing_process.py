@@ -10,7 +10,6 @@ Forks are made here and not by the worker, because starting a process stops a wo
 has begun: tens of milliseconds at the median on two busy cores, and 150 at times.
 """
 
-import ctypes
 import io
 import os
 import re
@@ -24,11 +23,12 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from adapters.helper_process import come_after, end_with
+
 MEMORY_BYTES: Final = 1 << 30
 SECONDS: Final = 60
 PAGES: Final = 2000
 UNZIPPED_BYTES: Final = 200 << 20
-PR_SET_PDEATHSIG: Final = 1
 DECLARED: Final = re.compile(rb"""charset=["']?([A-Za-z0-9_.:-]{2,40})""")
 LIBRARIES: Final = {"pdf": ["pypdf"], "docx": ["mammoth", "bs4", "markdownify"], "html": ["bs4", "markdownify"]}
 """What a kind needs. Imported once, where it is needed for the first time, and shared by all forks from then on."""
@@ -136,14 +136,6 @@ def _html(text: str) -> Parsed:
     return Parsed(re.sub(r"\n{3,}", "\n\n", markdown).strip(), title)
 
 
-def _end_with(parent: int) -> None:
-    """End when our parent does, also in the middle of a file. Elsewhere than on Linux, when the time is up."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before we asked for the signal
-            raise SystemExit(1)
-
-
 def answer(file: BinaryIO, kind: str, text_bytes: int) -> Parsed:
     """Return what a file says, or why that cannot be told."""
     try:
@@ -181,7 +173,7 @@ def serve(control: socket.socket, text_bytes: int) -> None:
             import_module(library)
         with socket.socket(fileno=descriptors[0]) as connection:
             if os.fork() == 0:
-                _end_with(this)
+                end_with(this)
                 control.close()
                 read_file(connection, kind.decode(), text_bytes)
                 os._exit(0)
@@ -194,8 +186,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave nothing behind
     text_bytes, parent, control = map(int, sys.argv[1:4])
-    _end_with(parent)
-    os.nice(10)
+    end_with(parent)
+    come_after()
     with socket.socket(fileno=control) as files:
         serve(files, text_bytes)
 

@@ -134,8 +134,17 @@ def cpu_seconds(pids: Collection[int]) -> float:
 
 def cpu_seconds_of(pid: int) -> float:
     """Return the CPU time that a process has used, with all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def page_faults(pid: int) -> int:
+    """Return how often a process was given memory that it had no page for yet."""
+    return int(_stat(pid)[7])
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
 
 
 def counter(url: str, name: str) -> float:

@@ -47,6 +47,7 @@ from domain.retrieval import DEPTH, combined, keywords, queries
 from mlops import mtrag
 from streams.app import GC_THRESHOLDS, SWITCH_SECONDS
 from streams.learning import Learner
+from streams.priority import go_first
 from streams.records import Document, DocumentOutcome, document_key, encode
 
 READER: Final = Reader("bench", "bench")
@@ -311,11 +312,12 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
     """Run and print."""
     if "ELASTICSEARCH_URL" not in os.environ:
         raise SystemExit("Set ELASTICSEARCH_URL to an Elasticsearch that serves nobody else.")
-    sys.setswitchinterval(SWITCH_SECONDS)  # as a worker
+    settings = Settings(index_prefix=f"bench-{uuid4().hex[:8]}-")
+    sys.setswitchinterval(SWITCH_SECONDS)  # as a worker, and so is this:
+    niceness = settings.niceness if go_first(settings.niceness) else "as it was started"
     data = mtrag.load()
     texts = data.texts[: arguments.passages]
-    settings = Settings(index_prefix=f"bench-{uuid4().hex[:8]}-")
-    print(described())
+    print(f"{described()}; niceness: {niceness}")
     async with open_elastic(settings) as elastic:
         began = time.perf_counter()
         async with open_embedders(settings) as embedders, open_parsers(settings.document_bytes) as parsers:

@@ -232,6 +232,12 @@ class Settings(BaseSettings):
         description="How long a reader may take no byte before it is cut off. It can come back and misses nothing.",
     )
 
+    niceness: Annotated[int, Field(ge=-20, le=0)] = Field(
+        -10,
+        description="Before how many other processes of its machine a worker gets a core, where it has the right to"
+        " (as root, or with CAP_SYS_NICE): a token waits while another one has it. 0: it stays as it was started.",
+    )
+
     events_from: Literal["log", "owner"] = Field(
         "log",
         description="Where a turn's events come from when another worker answers it. `log`: from any worker, which"

@@ -34,6 +34,7 @@ from config.settings import Settings
 from domain.errors import ChatError, LogUnavailable, NotOwner, Rejected, Retriable
 from streams.delivery import SafeConsumer, follow_moved_leaders, pause_after_empty_fetches, safe_transport
 from streams.peer_watch import PeerWatch, open_peer_watch
+from streams.priority import go_first
 from streams.records import DeadLetter, Wire, encode
 from streams.table_recovery import ChangelogTables, TableRecovery
 from streams.topics import Topics, TopicSpec, changelog, partition_of
@@ -327,6 +328,8 @@ class ChatApp(faust.App):
         """Check the settings against the world, and open every connection, before anything else starts."""
         await super().on_start()
         raise_open_files()
+        if not go_first(self.settings.niceness):
+            log.info("other processes of this machine may go first", niceness=self.settings.niceness)
         self.producer.buffer.max_messages = BUFFERED_RECORDS
         self._check_address()
         # With the changelogs: one that Faust creates while the group is sharing out is left out of that assignment,

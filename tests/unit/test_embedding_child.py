@@ -80,7 +80,9 @@ async def test_no_question_waits_for_a_document(model: Model) -> None:
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux has a class of idle work")
 async def test_documents_are_idle_work_and_questions_are_not(model: Model) -> None:
     assert os.sched_getscheduler(model.fork.pid) == os.SCHED_IDLE
+    assert os.getsid(model.fork.pid) == model.fork.pid  # among sessions Linux shares first
     assert os.sched_getscheduler(model.pids[0]) == os.SCHED_OTHER
+    assert os.getsid(model.pids[0]) == os.getsid(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the other tests show it")
