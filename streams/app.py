@@ -328,8 +328,6 @@ class ChatApp(faust.App):
         """Check the settings against the world, and open every connection, before anything else starts."""
         await super().on_start()
         raise_open_files()
-        if not go_first(self.settings.niceness):
-            log.info("other processes of this machine may go first", niceness=self.settings.niceness)
         self.producer.buffer.max_messages = BUFFERED_RECORDS
         self._check_address()
         # With the changelogs: one that Faust creates while the group is sharing out is left out of that assignment,
@@ -363,7 +361,7 @@ class ChatApp(faust.App):
             log.warning("former life not evicted", reason=str(error), session_seconds=self.settings.session_seconds)
 
     async def on_started(self) -> None:
-        """Let no other thread and no garbage collection stop the event loop for long: tokens would wait."""
+        """Let no other thread, garbage collection or process stop the event loop for long: tokens would wait."""
         await super().on_started()
         sys.setswitchinterval(SWITCH_SECONDS)
         # What the start has made is left out of collections, and the rest is looked through less often.
@@ -372,6 +370,9 @@ class ChatApp(faust.App):
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        # Only now: a start takes seconds of a core, and those that answer meanwhile need the brokers more than us.
+        if not go_first(self.settings.niceness):
+            log.info("other processes of this machine may go first", niceness=self.settings.niceness)
 
     @property
     def listen_on(self) -> str:

@@ -9,18 +9,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+THREADS: Final = Path("/proc/self/task")
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 
 
 def go_first(niceness: int) -> bool:
-    """Give this thread, and those that it will start, a niceness of at most that; return whether we may.
+    """Give this process's threads, and those that they will start, a niceness of at most that; return whether we may.
 
     Lowering it is a right (CAP_SYS_NICE or RLIMIT_NICE). Linux shares its cores among sessions first and looks at
     niceness only within one (autogroups, sched(7)), so the session gets it too. In a container neither tells against
     another container: the containers' shares do.
     """
+    threads = [int(thread.name) for thread in THREADS.iterdir()] if THREADS.is_dir() else [0]
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, min(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+        for thread in threads:
+            with suppress(ProcessLookupError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, thread, min(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
     except PermissionError:
         return False
     with suppress(OSError):  # a kernel without them

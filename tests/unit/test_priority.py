@@ -16,18 +16,24 @@ from pathlib import Path
 from streams.priority import AUTOGROUP, go_first
 
 {before}
+gone = threading.Event()
+told = lambda: gone.wait() and print(os.getpriority(os.PRIO_PROCESS, 0))
+early = threading.Thread(target=told)
+early.start()
 print(go_first(-7))
 print(os.getpriority(os.PRIO_PROCESS, 0))
-thread = threading.Thread(target=lambda: print(os.getpriority(os.PRIO_PROCESS, 0)))
-thread.start()
-thread.join()
+gone.set()
+early.join()
+late = threading.Thread(target=told)
+late.start()
+late.join()
 print(AUTOGROUP.read_text().split()[-1] if AUTOGROUP.exists() else "none")
 """
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to lower a niceness, and to give it up")
 
 
 def went(before: str = "") -> list[str]:
-    """Return what came of it, the niceness of the thread, of one that it started, and of the session."""
+    """Return what came of it, and the niceness: of the thread, of one before and one after it, and of the session."""
     ran = subprocess.run(
         [sys.executable, "-c", GO_FIRST.format(before=before)],
         cwd=ROOT,
@@ -41,14 +47,14 @@ def went(before: str = "") -> list[str]:
 
 @as_root
 def test_whoever_may_goes_first_with_all_threads_and_the_session() -> None:
-    assert went() == ["True", "-7", "-7", "-7" if AUTOGROUP.exists() else "none"]
+    assert went() == ["True", "-7", "-7", "-7", "-7" if AUTOGROUP.exists() else "none"]
 
 
 @as_root
 def test_whoever_may_not_stays_where_it_is() -> None:
-    assert went("os.setuid(65534)") == ["False", "0", "0", "0" if AUTOGROUP.exists() else "none"]
+    assert went("os.setuid(65534)") == ["False", "0", "0", "0", "0" if AUTOGROUP.exists() else "none"]
 
 
 @as_root
 def test_whoever_was_started_before_others_stays_there() -> None:
-    assert went("os.nice(-15)")[:3] == ["True", "-15", "-15"]
+    assert went("os.nice(-15)")[:4] == ["True", "-15", "-15", "-15"]
