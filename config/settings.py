@@ -233,7 +233,7 @@ class Settings(BaseSettings):
     )
 
     niceness: Annotated[int, Field(ge=-20, le=0)] = Field(
-        -10,
+        -5,
         description="Before how many other processes of its machine a worker gets a core, where it has the right to"
         " (as root, or with CAP_SYS_NICE): a token waits while another one has it. 0: it stays as it was started.",
     )
