@@ -314,7 +314,7 @@ async def main(arguments: argparse.Namespace, turns: Turns) -> None:
         raise SystemExit("Set ELASTICSEARCH_URL to an Elasticsearch that serves nobody else.")
     settings = Settings(index_prefix=f"bench-{uuid4().hex[:8]}-")
     sys.setswitchinterval(SWITCH_SECONDS)  # as a worker, and so is this:
-    niceness = settings.niceness if go_first(settings.niceness) else "as it was started"
+    niceness = settings.niceness if settings.niceness and go_first(settings.niceness) else "as it was started"
     data = mtrag.load()
     texts = data.texts[: arguments.passages]
     print(f"{described()}; niceness: {niceness}")

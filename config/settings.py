@@ -233,9 +233,10 @@ class Settings(BaseSettings):
     )
 
     niceness: Annotated[int, Field(ge=-20, le=0)] = Field(
-        -5,
-        description="Before how many other processes of its machine a worker gets a core, where it has the right to"
-        " (as root, or with CAP_SYS_NICE): a token waits while another one has it. 0: it stays as it was started.",
+        0,
+        description="-10: a worker gets a core before other processes of its machine, where it has the right to (as"
+        " root, or with CAP_SYS_NICE). Tokens then wait less beside a busy Elasticsearch, and brokers on the same"
+        " machine wait more. 0: it stays as it was started.",
     )
 
     events_from: Literal["log", "owner"] = Field(

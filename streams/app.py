@@ -371,8 +371,10 @@ class ChatApp(faust.App):
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         # Only now: a start takes seconds of a core, and those that answer meanwhile need the brokers more than us.
-        if not go_first(self.settings.niceness):
-            log.info("other processes of this machine may go first", niceness=self.settings.niceness)
+        if self.settings.niceness and not go_first(self.settings.niceness):
+            log.warning(
+                "other processes of this machine may go first", reason="no right to it", niceness=self.settings.niceness
+            )
 
     @property
     def listen_on(self) -> str:

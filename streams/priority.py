@@ -1,4 +1,4 @@
-"""A worker's place among the processes of its machine: its event loop before others, what computes beside it after it.
+"""A worker's place among the processes of its machine: before others, where an operator wants it to be.
 
 A token waits while another process has the core that it needs. Elasticsearch's compiler, for one, takes both of two
 cores for 20 to 50 ms where it is started afresh.
