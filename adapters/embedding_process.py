@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
 
-from adapters.helper_process import come_after, come_last, end_with
+from adapters.helper_process import end_with
+from adapters.priority import come_after, come_last
 
 HEAD_BYTES: Final = 4
 BATCH: Final = 16

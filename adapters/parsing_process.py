@@ -23,7 +23,8 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from adapters.helper_process import come_after, end_with
+from adapters.helper_process import end_with
+from adapters.priority import come_after
 
 MEMORY_BYTES: Final = 1 << 30
 SECONDS: Final = 60

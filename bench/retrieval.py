@@ -38,6 +38,7 @@ from adapters.elastic import open_elastic
 from adapters.embedder import Embedder, Embedders, open_embedders
 from adapters.parsers import Parsers, open_parsers
 from adapters.passage_index import PassageIndex, _near, _words
+from adapters.priority import go_first
 from adapters.retriever import Retriever
 from bench.machine import described
 from config.settings import Settings
@@ -47,7 +48,6 @@ from domain.retrieval import DEPTH, combined, keywords, queries
 from mlops import mtrag
 from streams.app import GC_THRESHOLDS, SWITCH_SECONDS
 from streams.learning import Learner
-from streams.priority import go_first
 from streams.records import Document, DocumentOutcome, document_key, encode
 
 READER: Final = Reader("bench", "bench")

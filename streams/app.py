@@ -28,13 +28,13 @@ from yarl import URL
 
 from adapters.group import client_id, evict
 from adapters.kafka_admin import ensure_topics
+from adapters.priority import go_first
 from adapters.services import Services, open_services
 from config import logging, metrics, settings
 from config.settings import Settings
 from domain.errors import ChatError, LogUnavailable, NotOwner, Rejected, Retriable
 from streams.delivery import SafeConsumer, follow_moved_leaders, pause_after_empty_fetches, safe_transport
 from streams.peer_watch import PeerWatch, open_peer_watch
-from streams.priority import go_first
 from streams.records import DeadLetter, Wire, encode
 from streams.table_recovery import ChangelogTables, TableRecovery
 from streams.topics import Topics, TopicSpec, changelog, partition_of

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from streams.priority import AUTOGROUP
+from adapters.priority import AUTOGROUP
 
 ROOT = Path(__file__).parents[2]
 GO_FIRST = """
 import os, threading
 from pathlib import Path
-from streams.priority import AUTOGROUP, go_first
+from adapters.priority import AUTOGROUP, go_first
 
 {before}
 gone = threading.Event()
