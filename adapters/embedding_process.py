@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
 
-from adapters.helper_process import end_with
 from adapters.priority import come_after, come_last
+from adapters.tether import tie
 
 HEAD_BYTES: Final = 4
 BATCH: Final = 16
@@ -133,7 +133,7 @@ def serve_all(questions: BinaryIO, answers: BinaryIO, documents: int, ready: Rea
         # macOS has no such class, and its numerical library does not bear a fork.
         threading.Thread(target=serve, args=(asked, answered, ready, compute), daemon=True).start()
     elif os.fork() == 0:
-        end_with(this)
+        tie(this, signal.SIGKILL)
         come_last()
         # Who waits for the end of the process that answers questions must not wait for this one.
         for pipe in (questions, answers):

@@ -23,8 +23,8 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from adapters.helper_process import end_with
 from adapters.priority import come_after
+from adapters.tether import tie
 
 MEMORY_BYTES: Final = 1 << 30
 SECONDS: Final = 60
@@ -174,7 +174,7 @@ def serve(control: socket.socket, text_bytes: int) -> None:
             import_module(library)
         with socket.socket(fileno=descriptors[0]) as connection:
             if os.fork() == 0:
-                end_with(this)
+                tie(this, signal.SIGKILL)
                 control.close()
                 read_file(connection, kind.decode(), text_bytes)
                 os._exit(0)
@@ -187,7 +187,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave nothing behind
     text_bytes, parent, control = map(int, sys.argv[1:4])
-    end_with(parent)
+    tie(parent, signal.SIGKILL)
     come_after()
     with socket.socket(fileno=control) as files:
         serve(files, text_bytes)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
-from streams import tether
+from adapters import tether
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 TAIL_BYTES: Final = 64_000

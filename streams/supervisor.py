@@ -7,7 +7,7 @@ process knows at once. So this is the parent: small, without Faust and without t
 kill it, and with a connection to the group's coordinator kept open, so that an eviction takes milliseconds.
 
 It passes signals on, ends with its child's exit code, and reaps what it inherits, so it may be the first process of
-a container. The worker hears of the supervisor's own death by a SIGTERM from the kernel (`streams.tether`), and then
+a container. The worker hears of the supervisor's own death by a SIGTERM from the kernel (`adapters.tether`), and then
 hands its answers over: nothing is wrong with it, but nobody would see it die.
 
 Not its business: a worker that lives and does nothing. Readiness checks and the peer watch see that.
@@ -25,10 +25,10 @@ from typing import Final
 
 import structlog
 
+from adapters import tether
 from adapters.group import Members, client_id
 from config import logging, settings
 from domain.errors import LogUnavailable
-from streams import tether
 
 log = structlog.get_logger("streams.supervisor")  # which under `python -m` is not __name__
 

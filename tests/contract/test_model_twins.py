@@ -12,11 +12,11 @@ from typing import Any
 import openai
 import pytest
 
+from adapters import tether
 from adapters.model import Model, open_model
 from deploy.embedded import free_port
 from domain.errors import BadRequest
 from domain.generation import Generation
-from streams import tether
 from tests.support.model_client import read, settings_for, text_of
 
 ROOT = Path(__file__).parents[2]

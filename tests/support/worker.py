@@ -13,8 +13,8 @@ from typing import Final
 import aiohttp
 import psutil
 
+from adapters import tether
 from deploy.embedded import free_port
-from streams import tether
 
 ROOT: Final = Path(__file__).parents[2]
 # Set by whoever runs the tests, and not meant for the workers in them.
