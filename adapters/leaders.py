@@ -2,7 +2,7 @@
 
 librdkafka sends a request for each partition, and a broker works on one request of a connection after the other: with
 three brokers that made three times the work and twice the wait of it (docs/measurements.md). So the requests of tokens
-are ours, over aiokafka's connections and with its encoding.
+are ours (`adapters.produce_request`), over aiokafka's connections.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 
 from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
-from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
+from adapters.produce_request import ProduceRequest, Written
+
 CLIENT_ID: Final = "headrace-tokens"
-ALL_IN_SYNC: Final = -1
 MAGIC: Final = 2
 # A batch of one record, whose size is known. Of no producer: the fold drops what a retry writes twice.
 NO_PRODUCER: Final = -1
@@ -33,13 +33,6 @@ class Address(NamedTuple):
 
     host: str
     port: int
-
-
-class Written(NamedTuple):
-    """What a broker says of a batch: Kafka's error code, 0 for none, and the offset of its first record."""
-
-    code: int
-    offset: int
 
 
 def batch_of(value: bytes) -> bytes:
@@ -64,9 +57,10 @@ class Broker:
         """
         if self._connection is None or not self._connection.connected():
             self._connection = await _connect(self.address, self._patience)
-        request = ProduceRequest(None, ALL_IN_SYNC, int(self._patience * 1000), [(topic, list(batches))])
-        answer = await self._connection.send(request)
-        return {partition: Written(code, offset) for _, told in answer.topics for partition, code, offset, *_ in told}
+        written: Mapping[int, Written] = await self._connection.send(
+            ProduceRequest(topic, batches, int(self._patience * 1000))
+        )
+        return written
 
     def cut(self) -> None:
         """Give the connection up, and with it a request that is under way."""

@@ -13,14 +13,16 @@ class LoggedTurn:
     """The accepted pieces of one turn so far; ``pieces[i].seq == i``. Grows while it is attached.
 
     Readers keep a position in ``pieces`` and nothing else, so a slow one costs no memory and delays nobody.
-    ``expired``: the log had already deleted what stood before the first piece it still has.
+    ``expired``: the log had already deleted what stood before the first piece it still has. ``cut``: the tail lost the
+    thread of this turn, so that it has to be attached again.
     """
 
     __slots__ = (
         "_counted",
-        "_cut",
         "_listeners",
         "_raw",
+        "_why_cut",
+        "cut",
         "expired",
         "fold",
         "last",
@@ -43,9 +45,10 @@ class LoggedTurn:
         self.readers = 0
         # Records that wait until those before them have been read back; None once the fold is live.
         self._raw: list[Token] | None = []
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
         self._counted = 0
-        self._cut = ""
+        self.cut = False
+        self._why_cut = ""
 
     @property
     def text(self) -> str:
@@ -56,11 +59,6 @@ class LoggedTurn:
     def live(self) -> bool:
         """Whether the pieces are complete, from the first to what the tail has read."""
         return self._raw is None
-
-    @property
-    def cut(self) -> bool:
-        """Whether the tail lost the thread of this turn, so that it has to be attached again."""
-        return bool(self._cut)
 
     @property
     def size(self) -> int:
@@ -77,13 +75,13 @@ class LoggedTurn:
         news = asyncio.Event()
         with self.heard_by(news.set):
             while len(self.pieces) <= seen and self.fold.epoch == epoch and not self.fold.ended:
-                if self._cut:
-                    raise LogUnavailable(self._cut)
+                if self.cut:
+                    raise LogUnavailable(self._why_cut)
                 news.clear()
                 await news.wait()
 
     @contextmanager
-    def heard_by(self, listener: Callable[[], None]) -> Iterator[None]:
+    def heard_by(self, listener: Callable[[], object]) -> Iterator[None]:
         """Call a function, which raises nothing, whenever something has come, and when nothing more will."""
         self._listeners.append(listener)
         try:
@@ -107,20 +105,20 @@ class LoggedTurn:
         self._counted = fold.dropped  # in the past: by whoever tailed the log then
         for token in raw:
             self.take(token)
-        self.count_dropped()
+        self._count_dropped()
 
-    def count_dropped(self) -> None:
-        """Put into the metrics what the fold has dropped since the last call."""
-        if self.fold.dropped > self._counted:
-            metrics.fenced_records.inc(self.fold.dropped - self._counted)
-            self._counted = self.fold.dropped
+    def _count_dropped(self) -> None:
+        metrics.fenced_records.inc(self.fold.dropped - self._counted)
+        self._counted = self.fold.dropped
 
     def wake(self) -> None:
-        """Tell the readers that something has come."""
+        """Tell the readers that something has come, and the metrics what the fold has dropped since the last call."""
+        if self.fold.dropped > self._counted:
+            self._count_dropped()
         for listener in self._listeners:
             listener()
 
     def cut_off(self, why: str) -> None:
         """Tell the readers that nothing more will come here."""
-        self._cut = why
+        self.cut, self._why_cut = True, why
         self.wake()

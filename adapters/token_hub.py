@@ -239,17 +239,24 @@ class TokenHub:
             _catch_up(place, now, touched)
         _wake(touched, places, now)
 
-    def wrote(self, partition: int, offset: int, tokens: Sequence[Token]) -> None:
-        """Take a frame of this worker's own that Kafka has acknowledged, as soon as all before it has been read."""
-        place = self._places.get(partition)
-        if place is None or not place.ready.is_set() or offset < place.position:
-            return
-        if len(place.ahead) >= MAX_AHEAD:
-            place.ahead.clear()
-        place.ahead[offset] = tokens
-        now, touched = self._loop.time(), set[LoggedTurn]()
-        _catch_up(place, now, touched)
-        _wake(touched, (place,), now)
+    def wrote(self, frames: Iterable[tuple[int, int, Sequence[Token]]]) -> None:
+        """Take frames of this worker's own that Kafka has acknowledged, each as soon as all before it has been read.
+
+        Of each its partition, its offset there, and its tokens.
+        """
+        now = self._loop.time()
+        touched: set[LoggedTurn] = set()
+        places = []
+        for partition, offset, tokens in frames:
+            place = self._places.get(partition)
+            if place is None or not place.ready.is_set() or offset < place.position:
+                continue
+            if len(place.ahead) >= MAX_AHEAD:
+                place.ahead.clear()
+            place.ahead[offset] = tokens
+            _catch_up(place, now, touched)
+            places.append(place)
+        _wake(touched, places, now)
 
     def look(self) -> None:
         """Have the tails look for new leaders: somebody heard that there are some, or will be."""
@@ -421,8 +428,9 @@ class TokenHub:
 
 
 def _take_record(place: _Place, offset: int, tokens: Iterable[Token], now: float, touched: set[LoggedTurn]) -> None:
+    turns = place.turns
     for token in tokens:
-        turn = place.turns.get(token.turn_id) or place.turn(token.turn_id, now)
+        turn = turns.get(token.turn_id) or place.turn(token.turn_id, now)
         turn.take(token)
         turn.last = offset
         touched.add(turn)
@@ -440,7 +448,6 @@ def _catch_up(place: _Place, now: float, touched: set[LoggedTurn]) -> None:
 def _wake(touched: Iterable[LoggedTurn], places: Iterable[_Place], now: float) -> None:
     for turn in touched:
         turn.touched = now
-        turn.count_dropped()
         turn.wake()
     for place in places:
         if place.waiters:

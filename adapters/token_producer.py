@@ -22,8 +22,9 @@ import structlog
 from aiokafka.errors import BrokerResponseError, KafkaError, for_code
 
 from adapters.frames import encode
-from adapters.leaders import Broker, Leaders, Written, batch_of
+from adapters.leaders import Broker, Leaders, batch_of
 from adapters.librdkafka import Complaints
+from adapters.produce_request import Written
 from config import metrics
 from domain.errors import LogUnavailable
 from domain.pace import Pace
@@ -51,8 +52,8 @@ MAX_SHUT: Final = 10_000
 CLOSE_SECONDS: Final = 0.5
 
 
-OnWritten = Callable[[int, int, Sequence[Token]], None]
-"""Called with each frame that Kafka has taken: its partition, its offset there, its tokens."""
+OnWritten = Callable[[Sequence[tuple[int, int, Sequence[Token]]]], None]
+"""Called with the frames that Kafka has taken together: of each its partition, its offset there, its tokens."""
 
 Waiter = tuple[int, "asyncio.Future[int]"]
 """Who waits for the offset of the partition's token of this number."""
@@ -101,8 +102,10 @@ class _Lane:
             tokens, raw = _first_frame(self.pending)
             self.pending = self.pending[len(tokens) :]
             self.framed += len(tokens)
-            waiters = [waiter for waiter in self.waiters if waiter[0] <= self.framed]
-            self.waiters = self.waiters[len(waiters) :]
+            waiters: Sequence[Waiter] = ()
+            if self.waiters:
+                waiters = [waiter for waiter in self.waiters if waiter[0] <= self.framed]
+                self.waiters = self.waiters[len(waiters) :]
             self.frame = _Frame(self, tokens, raw, waiters, now)
         return self.frame
 
@@ -314,6 +317,7 @@ class TokenProducer:
         seconds = self._loop.time() - link.sent_at
         self._pace.took(seconds)
         frames, link.frames = link.frames, []
+        taken = []
         for frame in frames:
             told = written.get(frame.lane.partition)
             if told is None:
@@ -321,7 +325,9 @@ class TokenProducer:
             elif told.code:
                 self._not_taken(frame, link, for_code(told.code)())
             else:
-                self._acknowledged(frame, told.offset, seconds)
+                taken.append((frame, told.offset))
+        if taken:
+            self._acknowledged(taken, seconds)
         if failure is not None:
             for lane in link.waiting.copy():
                 self._lead_away(lane, link)
@@ -331,17 +337,19 @@ class TokenProducer:
 
     # -- delivery
 
-    def _acknowledged(self, frame: _Frame, offset: int, seconds: float) -> None:
-        lane, count = frame.lane, len(frame.tokens)
-        lane.frame = None
+    def _acknowledged(self, taken: Sequence[tuple[_Frame, int]], seconds: float) -> None:
+        count = 0
+        for frame, _ in taken:
+            frame.lane.frame = None
+            count += len(frame.tokens)
         self._unacknowledged -= count
-        self._on_written(lane.partition, offset, frame.tokens)
-        for _, waiter in frame.waiters:
-            if not waiter.done():
-                waiter.set_result(offset)
-        metrics.frames.inc()
+        self._on_written([(frame.lane.partition, offset, frame.tokens) for frame, offset in taken])
+        for frame, offset in taken:
+            for _, waiter in frame.waiters:
+                if not waiter.done():
+                    waiter.set_result(offset)
+        metrics.frames.inc(len(taken))
         metrics.tokens_logged.inc(count)
-        metrics.tokens_per_frame.observe(count)
         metrics.frame_ack.observe(seconds)
 
     def _not_taken(self, frame: _Frame, link: _Link, error: Exception) -> None:

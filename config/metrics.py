@@ -17,7 +17,6 @@ _FELT: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 _ANSWER: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
 # Kafka acknowledges in about a millisecond, and the token path gives up after a few seconds.
 _ACKNOWLEDGED: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0)
-_FRAME: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
@@ -111,16 +110,12 @@ tokens_logged = _counter(
 )
 frames = _counter(
     "headrace_frames_total",
-    "How many Kafka records did these pieces take? Kafka costs per record, so this is what a broker feels.",
-)
-tokens_per_frame = _histogram(
-    "headrace_tokens_per_frame",
-    "How well do frames fill? 1 to 2 under load means that HEADRACE_FRAME_MS is too short or partitions are too many.",
-    _FRAME,
+    "How many Kafka records did these pieces take? Kafka costs per record, so this is what a broker feels. Under load,"
+    " 1 to 2 pieces a record mean that HEADRACE_FRAME_MS is too short or partitions are too many.",
 )
 frame_ack = _histogram(
     "headrace_frame_ack_seconds",
-    "How long does Kafka take to acknowledge a frame? What a reader sees is at least this old.",
+    "How long does Kafka take to acknowledge a request of frames? What a reader sees is at least this old.",
     _ACKNOWLEDGED,
 )
 fenced_records = _counter(

@@ -215,7 +215,7 @@ async def test_what_this_worker_wrote_is_there_once_it_is_acknowledged(desk: Des
     await desk.hub.own({0})
     async with desk.hub.attach("t", 0, 0) as turn:
         for tokens in ([claim("t")], words("t", 1, 2), words("t", 3, 4)):
-            desk.hub.wrote(0, desk.log.write(0, *tokens), tokens)
+            desk.hub.wrote([(0, desk.log.write(0, *tokens), tokens)])
 
         assert turn.text == "w1 w2 w3 w4 "
         assert desk.hub.position(0) == 3
@@ -226,9 +226,9 @@ async def test_what_this_worker_wrote_is_there_once_it_is_acknowledged(desk: Des
 async def test_what_was_acknowledged_behind_a_record_of_somebody_else_waits_for_that_record(desk: Desk) -> None:
     await desk.hub.own({0})
     async with desk.hub.attach("t", 0, 0) as turn:
-        desk.hub.wrote(0, desk.log.write(0, claim("t", 1)), [claim("t", 1)])
+        desk.hub.wrote([(0, desk.log.write(0, claim("t", 1)), [claim("t", 1)])])
         desk.log.write(0, claim("t", 2))  # another worker has taken over, and this one does not know it yet
-        desk.hub.wrote(0, desk.log.write(0, *words("t", 1, 1, 1)), words("t", 1, 1, 1))
+        desk.hub.wrote([(0, desk.log.write(0, *words("t", 1, 1, 1)), words("t", 1, 1, 1))])
         assert turn.text == ""
         assert turn.fold.epoch == 1
 
@@ -244,7 +244,7 @@ async def test_what_others_wrote_in_between_delays_what_was_acknowledged_and_no_
     async with desk.hub.attach("t", 0, 0) as turn:
         desk.log.write(0, *whole("other", 1))
         for tokens in ([claim("t")], words("t", 1, 2)):
-            desk.hub.wrote(0, desk.log.write(0, *tokens), tokens)
+            desk.hub.wrote([(0, desk.log.write(0, *tokens), tokens)])
         assert turn.text == ""
 
         desk.tail.advance(1)
@@ -258,7 +258,7 @@ async def test_more_than_may_wait_for_the_tail_comes_with_the_tail(desk: Desk, m
     async with desk.hub.attach("t", 0, 0) as turn:
         desk.log.write(0, *whole("other", 1))
         for tokens in ([claim("t")], *([word] for word in words("t", 1, 9))):
-            desk.hub.wrote(0, desk.log.write(0, *tokens), tokens)
+            desk.hub.wrote([(0, desk.log.write(0, *tokens), tokens)])
         desk.tail.advance()
 
         assert turn.text == "".join(f"w{number} " for number in range(1, 10))
@@ -273,7 +273,7 @@ async def test_a_partition_that_is_owned_has_the_patient_tail_and_one_that_is_on
         await desk.hub.own({0})
         assert desk.tail.patient.positions == {0: 0}
 
-        desk.hub.wrote(0, 0, [claim("t")])
+        desk.hub.wrote([(0, 0, [claim("t")])])
         await desk.hub.own(set())
 
         assert desk.tail.eager.positions == {0: 1}
@@ -553,7 +553,7 @@ class Play:
         """Have the worker's own writes acknowledged, but for the newest."""
         done = len(self.unacknowledged) - which
         for offset in self.unacknowledged[: max(0, done)]:
-            self.desk.hub.wrote(0, offset, self.desk.log.frames[0][offset])
+            self.desk.hub.wrote([(0, offset, self.desk.log.frames[0][offset])])
         del self.unacknowledged[: max(0, done)]
 
     def advance(self, which: int) -> None:

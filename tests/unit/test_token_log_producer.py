@@ -8,8 +8,9 @@ from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, NotL
 
 from adapters import token_producer
 from adapters.frames import decode
-from adapters.leaders import Broker, Written
+from adapters.leaders import Broker
 from adapters.log_reader import LogReader, open_log_reader
+from adapters.produce_request import Written
 from adapters.token_producer import TokenProducer
 from domain.errors import LogUnavailable
 from domain.tokens import Fold, Token
