@@ -78,13 +78,13 @@ class Model:
         where it never will; and what ``hear`` raises. That, or its task's cancellation, ends the generation: the
         connection is dropped at once, so that the server stops writing what nobody will read.
         """
-        answer = CompletionStream()
+        answer, now = CompletionStream(), asyncio.get_running_loop().time
 
         def take(piece: bytes) -> Awaitable[object] | None:
             deltas = answer.feed(piece)
             # Comments keep a connection alive, but a server that sends nothing else has stalled.
             if answer.heard:
-                listener.heard()
+                listener.since = now()
             if answer.done or answer.failure:
                 listener.stop()
             return hear(deltas) if deltas else None

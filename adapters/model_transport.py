@@ -100,35 +100,50 @@ Take = Callable[[bytes], Awaitable[object] | None]
 """Takes the next piece of a stream. Where it returns something, no other piece comes before that is done."""
 
 
-class Listening(Pushed, asyncio.Protocol):
+class Listening(Pushed[bytes], asyncio.Protocol):
     """Hands on a stream's pieces as they come, and drops the connection after too much silence.
 
-    Silence is what lies between two calls of `heard`, but for the time in which ``take`` lets the stream wait: then it
-    is us who do not listen. ``silent`` says whether that was the end of it. `listening` makes it.
+    Silence is what has passed ``since`` the server said something, but for the time in which ``take`` lets the stream
+    wait: then it is us who do not listen. ``silent`` says whether that was the end of it. `listening` makes it.
+
+    HTTP's framing is aiohttp's to take off, in seven calls a chunk. But servers send each event as a chunk of its own,
+    and nearly every read is whole chunks. So once aiohttp was seen to find in one just what `content_of` does, which it
+    only does where it stands between two chunks, it is spared those that follow, until there is anything else.
     """
 
+    __slots__ = (
+        "_agreed",
+        "_aiohttp",
+        "_arrived",
+        "_found",
+        "_loop",
+        "_patience",
+        "_pulled",
+        "_response",
+        "_timer",
+        "_transport",
+        "silent",
+        "since",
+    )
+
     def __init__(self, response: httpx2.Response, take: Take, patience: float) -> None:
-        super().__init__()
+        super().__init__(take)
         self.silent = False
         self._response = response
         self._arrived: aiohttp.ClientResponse | None = response.extensions.get(AIOHTTP)
-        self._take = take
         self._loop = asyncio.get_running_loop()
         self._patience = patience
-        self._since = self._loop.time()
+        self.since = self._loop.time()
         self._timer = self._loop.call_later(patience, self._look_for_silence)
         self._aiohttp: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self._pulled: AsyncIterator[bytes] | None = None
-        self._stopped = False
-
-    def heard(self) -> None:
-        """Note that the server has said something."""
-        self._since = self._loop.time()
+        self._found: bytes | None = None
+        self._agreed = False
 
     def stop(self) -> None:
         """Have no other piece handed on."""
-        self._stopped = True
+        self._ended = True
 
     async def until_end(self) -> None:
         """Return when the stream has ended, or `stop` was called. Raises what broke it, and what ``take`` raises."""
@@ -173,10 +188,15 @@ class Listening(Pushed, asyncio.Protocol):
             self._transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Have aiohttp take HTTP's framing off, and hand on what that leaves."""
+        """Take HTTP's framing off, or have aiohttp do it, and hand on what that leaves."""
+        content = content_of(data)
+        if content and self._agreed and self.look(content):
+            return
         assert self._aiohttp is not None
+        self._found = None
         self._aiohttp.data_received(data)
         self.look()
+        self._agreed = content != b"" and self._found == content
 
     def eof_received(self) -> bool | None:
         """Pass it on."""
@@ -201,40 +221,56 @@ class Listening(Pushed, asyncio.Protocol):
 
     # -- what has come
 
-    def _hand_on(self) -> Awaitable[object] | None:
-        """Take what aiohttp's buffer has. While nobody does, that fills, and aiohttp reads no more."""
-        if self._arrived is None or self._stopped:
-            return None
-        piece = self._arrived.content.read_nowait()
-        return self._take(piece) if piece else None
-
-    def _has_ended(self) -> bool:
-        return self._stopped or self._arrived is None or self._arrived.content.at_eof()
+    def _next(self) -> bytes:
+        """Return what aiohttp's buffer has. While nobody takes it, that fills, and aiohttp reads no more."""
+        assert self._arrived is not None
+        self._found = self._arrived.content.read_nowait()
+        self._ended = self._arrived.content.at_eof()
+        return self._found
 
     async def _pull(self) -> None:
         """Read what aiohttp cannot hand on as it is: a body that is compressed, although we asked for a plain one."""
         self._pulled = self._response.aiter_bytes()
         async for piece in self._pulled:
-            if (pause := self._take(piece)) is not None:
+            if (pause := self._hear(piece)) is not None:
                 await self._wait_for(pause)
-            if self._stopped:
+            if self._ended:
                 return
 
     async def _wait_for(self, pause: Awaitable[object]) -> None:
-        self._since = math.inf
+        self.since = math.inf
         try:
             await pause
         finally:
-            self.heard()
+            self.since = self._loop.time()
 
     def _look_for_silence(self) -> None:
-        left = self._since + self._patience - self._loop.time()
+        left = self.since + self._patience - self._loop.time()
         if left > 0:
             self._timer = self._loop.call_later(min(left, self._patience), self._look_for_silence)
         elif self._arrived is not None:
             self.silent = True
             self._arrived.close()
             self.look()
+
+
+def content_of(data: bytes) -> bytes:
+    """Return the content of data that is nothing but whole chunks (RFC 9112, section 7.1), b"" of any other.
+
+    The last chunk of a body counts as another, and so does one with extensions.
+    """
+    contents = []
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            line = data.index(b"\r\n", at)
+            begin, at = line + 2, line + 4 + int(data[at:line], 16)
+            if at < begin + 3 or data[at - 2 : at] != b"\r\n":
+                return b""
+            contents.append(data[begin : at - 2])
+    except ValueError:
+        return b""
+    return b"".join(contents)
 
 
 @contextmanager

@@ -2,40 +2,46 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Pushed(ABC):
+class Pushed(ABC, Generic[T]):
     """A stream of which `look` hands on what has come, and whose end one task waits for.
 
-    The invariant: whatever comes is handed on in its order, once, and never while a pause lasts.
+    The invariant: whatever comes is handed on in its order, once, and never while a pause lasts. ``_ended``: nothing
+    more is to be handed on.
     """
 
-    def __init__(self) -> None:
+    __slots__ = ("_ended", "_error", "_hear", "_pause", "_woken")
+
+    def __init__(self, hear: Callable[[T], Awaitable[object] | None]) -> None:
+        self._hear = hear
         self._woken: asyncio.Future[None] | None = None
         self._pause: Awaitable[object] | None = None
         self._error: Exception | None = None
+        self._ended = False
 
     @abstractmethod
-    def _hand_on(self) -> Awaitable[object] | None:
-        """Hand on what there is; return what is to be waited for before there is more. May raise."""
+    def _next(self) -> T | None:
+        """Return what has come and was not handed on, if anything; note if it was the last. May raise."""
 
-    @abstractmethod
-    def _has_ended(self) -> bool:
-        """Tell whether nothing more is to come."""
-
-    def look(self) -> None:
-        """Hand on what has come, unless it is to wait."""
-        if self._pause is not None or self._error is not None:
-            return
+    def look(self, come: T | None = None) -> bool:
+        """Hand on what has come, ``come`` or else what `_next` has; tell whether this could be done now."""
+        if self._pause is not None or self._error is not None or self._ended:
+            return False
         try:
-            self._pause = self._hand_on()
-            if self._pause is None and not self._has_ended():
-                return  # as nearly always: nobody need wake up
+            if come := come or self._next():
+                self._pause = self._hear(come)
+            if self._pause is None and not self._ended:
+                return True  # as nearly always: nobody need wake up
         except Exception as error:  # noqa: BLE001 - raised again where the end is waited for
             self._error = error
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
+        return True
 
     async def until_end(self) -> None:
         """Return when the stream has ended. Raises what broke it, and what whoever hears it raises."""
@@ -54,7 +60,7 @@ class Pushed(ABC):
                 self.look()
             elif self._error is not None:
                 raise self._error
-            elif self._has_ended():
+            elif self._ended:
                 return
             else:
                 self._woken = asyncio.get_running_loop().create_future()

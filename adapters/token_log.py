@@ -5,7 +5,7 @@ Kafka has acknowledged it. So no higher epoch stands before anything that is sho
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -99,26 +99,22 @@ class TokenLog:
             await asyncio.gather(asking, return_exceptions=True)
 
 
-class _Following(Pushed):
+class _Following(Pushed[list[Token]]):
     """Hands on the pieces of a turn. ``seen``: how many are behind it."""
 
+    __slots__ = ("_turn", "seen")
+
     def __init__(self, turn: LoggedTurn, seen: int, hear: Hear[Token]) -> None:
-        super().__init__()
+        super().__init__(hear)
         self.seen = seen
         self._turn = turn
-        self._hear = hear
 
-    def _hand_on(self) -> Awaitable[object] | None:
-        pieces = self._turn.pieces
-        if len(pieces) <= self.seen:
-            return None
-        new = pieces[self.seen :]
-        self.seen = len(pieces)
-        return self._hear(new)
-
-    def _has_ended(self) -> bool:
+    def _next(self) -> list[Token]:
         turn = self._turn
-        return (turn.fold.ended or turn.cut) and len(turn.pieces) <= self.seen
+        new = turn.pieces[self.seen :]
+        self.seen += len(new)
+        self._ended = turn.fold.ended or turn.cut
+        return new
 
 
 def _ignore(partition: int, offset: int, raw: bytes, reason: str) -> None:

@@ -4,13 +4,16 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import aiohttp
 import httpx2
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from adapters.model_transport import AIOHTTP, AiohttpTransport, listening
+from adapters.model_transport import AIOHTTP, AiohttpTransport, content_of, listening
 
 TEXT = b"data: one\n\ndata: two\n\n"
 MEGABYTES = b"0123456789abcdef" * (1 << 20)
@@ -223,3 +226,79 @@ async def test_a_listener_reads_at_once_no_more_than_a_buffer_holds_while_it_wai
             await hearing
 
     assert heard == MEGABYTES
+
+
+# -- HTTP's framing
+
+
+def chunked(*contents: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(content), content) for content in contents)
+
+
+@asynccontextmanager
+async def sent(reads: list[bytes]) -> AsyncIterator[str]:
+    """Serve a chunked body in just these writes, each of which is a read of its own."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for read in reads:
+            await asyncio.sleep(0.002)
+            writer.write(read)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"http://{host}:{port}/"
+
+
+async def heard_of(reads: list[bytes]) -> bytes:
+    heard = bytearray()
+    async with sent(reads) as url, asked(url) as response:
+        with listening(response, heard.extend, 10.0) as listener:
+            await listener.until_end()
+    return bytes(heard)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40)))
+def test_the_content_of_whole_chunks_is_theirs(contents: list[bytes]) -> None:
+    assert content_of(chunked(*contents)) == b"".join(contents)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), min_size=1), st.data())
+def test_what_is_cut_has_no_content(contents: list[bytes], data: st.DataObject) -> None:
+    whole = chunked(*contents)
+    ends = {len(chunked(*contents[:count])) for count in range(len(contents) + 1)}
+    cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda at: at not in ends))
+
+    assert content_of(whole[:cut]) == b""
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"0\r\n\r\n", b"5;ext\r\nhello\r\n", b"-5\r\nhello\r\n", b"data: hello\n\n", b"5\r\nhello!!", b"\r\n"]
+)
+def test_what_is_no_chunk_has_no_content(data: bytes) -> None:
+    assert content_of(data) == b""
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([b"data: one\n\n", chunked(b"hello"), b"0\r\n\r\n", b"x"]), min_size=1), st.data())
+def test_a_stream_is_whole_however_its_chunks_were_cut(contents: list[bytes], data: st.DataObject) -> None:
+    """Also where what a chunk contains looks like chunks itself."""
+    body = chunked(*contents) + b"0\r\n\r\n"
+    ends = [len(chunked(*contents[:count])) for count in range(1, len(contents) + 1)]
+    cuts = data.draw(st.sets(st.sampled_from(ends) | st.integers(1, len(body) - 1), max_size=8))
+    at = [0, *sorted(cuts), len(body)]
+
+    assert asyncio.run(heard_of([body[a:b] for a, b in pairwise(at)])) == b"".join(contents)
+
+
+async def test_text_that_looks_like_a_chunk_is_not_taken_for_one_in_the_middle_of_another() -> None:
+    inner = chunked(b"hello")
+    large = b"%x\r\n" % (2 * len(inner))
+
+    assert await heard_of([chunked(b"one"), chunked(b"two"), large, inner, inner, b"\r\n0\r\n\r\n"]) == (
+        b"onetwo" + inner + inner
+    )

@@ -11,12 +11,11 @@ from adapters.pushed import Pushed
 from domain.hearing import Enough, Hear, then_enough
 
 
-class Numbers(Pushed):
+class Numbers(Pushed[list[int]]):
     """A stream of numbers, which come by `bring`."""
 
     def __init__(self, hear: Hear[int]) -> None:
-        super().__init__()
-        self.hear = hear
+        super().__init__(hear)
         self.come: list[int] = []
         self.ended = False
 
@@ -28,12 +27,10 @@ class Numbers(Pushed):
         self.ended = True
         self.look()
 
-    def _hand_on(self) -> Awaitable[object] | None:
+    def _next(self) -> list[int]:
         new, self.come = self.come, []
-        return self.hear(new) if new else None
-
-    def _has_ended(self) -> bool:
-        return self.ended and not self.come
+        self._ended = self.ended
+        return new
 
 
 async def test_what_comes_is_heard_in_the_call_that_brings_it() -> None:
