@@ -14,6 +14,7 @@ from adapters.sse import EventStream
 from domain.errors import BadRequest, ChatError, ModelBusy
 from domain.generation import Delta, Usage
 
+new = tuple.__new__  # for every token: a NamedTuple's own is a function of Python's, at twice the price
 DONE = b"[DONE]"
 NOTHING = msgspec.Raw()
 
@@ -112,7 +113,7 @@ class CompletionStream:
         finish = choice.finish_reason or None
         if finish:
             self._finished = True
-        return Delta(text, tools, finish, usage) if text or tools or finish or usage else None
+        return new(Delta, (text, tools, finish, usage)) if text or tools or finish or usage else None
 
     def _read_leniently(self, data: bytes, error: Exception) -> _Chunk:
         """Read what JSON's grammar forbids but servers send; raises `ModelBusy` for the rest.

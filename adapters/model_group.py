@@ -9,7 +9,6 @@ finds another server first.
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import get_args
 from urllib.parse import urlsplit
 
@@ -145,8 +144,16 @@ class ModelGroup:
         self._note(member)
         member.asked += 1
         member.active += 1
+
+        def hear(deltas: list[Delta]) -> Awaitable[object] | None:
+            if not asking.latest:
+                breaker.answered()
+                self._note(member)
+            asking.latest = deltas
+            return asking.hear(deltas)
+
         try:
-            await member.server.stream(generation, partial(self._heard, asking))
+            await member.server.stream(generation, hear)
             breaker.completed()
             if asking.latest and (usage := asking.latest[-1].usage) is not None:
                 self.counts.learn(generation, usage.input_tokens)
@@ -162,13 +169,6 @@ class ModelGroup:
         finally:
             member.active -= 1
             self._note(member)
-
-    def _heard(self, asking: Asking, deltas: list[Delta]) -> Awaitable[object] | None:
-        if not asking.latest:
-            asking.member.breaker.answered()
-            self._note(asking.member)
-        asking.latest = deltas
-        return asking.hear(deltas)
 
     def _note(self, member: Member) -> None:
         """Log and show a change of a server's state."""

@@ -92,8 +92,8 @@ class Resuming:
             if not probed:
                 probed = True
                 self._probe_soon(generation.model)
-            for delta in deltas:
-                if delta.tools or delta.finish:
+            for _, tools, finish, _ in deltas:
+                if tools or finish:
                     deltas = with_whole_calls(deltas, calls)
                     break
             return hear(deltas) if deltas else None

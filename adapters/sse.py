@@ -27,9 +27,14 @@ class EventStream:
         """Return the data of the events that end in this piece; raises `ModelBusy` if one grows beyond bounds."""
         if piece and (self._after_cr or b"\r" in piece):
             piece = self._with_plain_ends(piece)
-        if not self._rest and is_one_event(piece):
+        if (
+            not self._rest
+            and 6 < piece.find(b"\n") == len(piece) - 2
+            and piece[:6] == b"data: "
+            and piece[-1:] == b"\n"
+        ):
             self._first = False
-            return [piece[6:-2]]
+            return [piece[6:-2]]  # one event of one line, as is nearly every read of a stream that is paced
         blocks = (self._rest + piece).split(b"\n\n")
         self._rest = blocks.pop()
         if len(self._rest) > MAX_EVENT_BYTES:
@@ -55,11 +60,6 @@ class EventStream:
             piece = piece[1:]
         self._after_cr = piece.endswith(b"\r")
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-
-
-def is_one_event(piece: bytes) -> bool:
-    """Tell whether this is one event of one line with data, as is nearly every read of a stream that is paced."""
-    return piece.endswith(b"\n\n") and piece.startswith(b"data: ") and piece.count(b"\n") == 2 and len(piece) > 8
 
 
 def data_of(block: bytes) -> bytes:

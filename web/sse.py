@@ -120,15 +120,19 @@ class Reader:
 class Line:
     """The way to one reader, once its response has begun: straight to the connection, past aiohttp's layers."""
 
-    __slots__ = ("_is_chunked", "_transport", "_writer")
+    __slots__ = ("_is_chunked", "_say", "_transport", "_writer")
 
-    def __init__(self, request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter) -> None:
+    def __init__(
+        self, request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter, voice: Voice
+    ) -> None:
+        self._say = voice.say
         self._transport = request.transport
         self._is_chunked = response.headers.get("Transfer-Encoding") == "chunked"  # for HTTP/1.0 it is not
         self._writer = writer
 
-    def write(self, said: bytes) -> Awaitable[None] | None:
+    def hear(self, batch: list[Token]) -> Awaitable[None] | None:
         """Send; return what to wait for where the reader does not take it. Raises `ConnectionError` if it has left."""
+        said = self._say(batch)
         transport = self._transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the reader has left")
@@ -169,9 +173,7 @@ class Streams:
         attended = Attended[None]("left")
         with suppress(ConnectionError):  # the reader has left, which the next byte would tell too
             await writer.write(voice.opening)
-            write = Line(request, response, writer).write
-            say = voice.say
-            work = follow(lambda batch: write(say(batch)))
+            work = follow(Line(request, response, writer, voice).hear)
             attended = await self.attend(request, work, kind=kind, writer=writer)
             if attended.error is not None:
                 log.error("stream broke off", path=request.path, exc_info=attended.error)
