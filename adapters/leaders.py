@@ -2,21 +2,22 @@
 
 librdkafka sends a request for each partition, and a broker works on one request of a connection after the other: with
 three brokers that made three times the work and twice the wait of it (docs/measurements.md). So the requests of tokens
-are ours (`adapters.produce_request`), over aiokafka's connections.
+are ours (`adapters.produce_request`), on connections of their own; aiokafka asks who leads.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from adapters.produce_request import ProduceRequest, Written
+from adapters import produce_request
+from adapters.produce_request import CLIENT_ID, SIZE, Written
 
-CLIENT_ID: Final = "headrace-tokens"
 MAGIC: Final = 2
 # A batch of one record, whose size is known. Of no producer: the fold drops what a retry writes twice.
 NO_PRODUCER: Final = -1
@@ -26,6 +27,7 @@ ASK_SECONDS: Final = 0.25
 LONGEST_ASK_SECONDS: Final = 4.0
 # One that is frozen takes connections, and says nothing.
 CONNECT_SECONDS: Final = 3.0
+MAX_NUMBER: Final = (1 << 31) - 1
 
 
 class Address(NamedTuple):
@@ -42,30 +44,87 @@ def batch_of(value: bytes) -> bytes:
     return bytes(builder.build())
 
 
+class _Connection(asyncio.Protocol):
+    """A connection to a broker, for one request after the other. Whatever happens to it late concerns no later one."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._answer: asyncio.Future[bytes] | None = None
+        self.lost = False
+
+    def ask(self, request: bytes) -> "asyncio.Future[bytes]":
+        """Send a request; its answer comes, or `KafkaConnectionError`."""
+        assert self._transport is not None
+        self._transport.write(SIZE.pack(len(request)) + request)
+        self._answer = self._loop.create_future()
+        return self._answer
+
+    def cut(self) -> None:
+        """Give it up."""
+        self.lost = True
+        if self._transport is not None:
+            self._transport.abort()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(KafkaConnectionError("the connection to the broker is lost, or was given up"))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+
+    def data_received(self, data: bytes) -> None:
+        """Hand an answer that is whole to who waits for it."""
+        self._received += data
+        if len(self._received) < SIZE.size:
+            return
+        end = SIZE.size + SIZE.unpack_from(self._received)[0]
+        if len(self._received) >= end and self._answer is not None and not self._answer.done():
+            self._answer.set_result(self._received[SIZE.size : end])
+            self._received = self._received[end:]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Have who waits for an answer hear that none will come."""
+        self.cut()
+
+
 class Broker:
-    """A broker to write to. ``patience``: seconds that a request may take, beyond which its connection is cut."""
+    """A broker to write to, in one request at a time.
+
+    ``patience``: seconds that a request may take, beyond which its connection is cut.
+    """
 
     def __init__(self, address: Address, patience: float) -> None:
         self.address = address
         self._patience = patience
-        self._connection: AIOKafkaConnection | None = None
+        self._connection: _Connection | None = None
+        self._number = 0
 
     async def produce(self, topic: str, batches: Sequence[tuple[int, bytes]]) -> Mapping[int, Written]:
         """Write a batch to each of these partitions; return what became of each.
 
-        Raises what aiokafka and sockets do where the broker does not answer.
+        Raises `OSError`, `KafkaConnectionError` and `struct.error` where the broker does not answer, or not sensibly.
         """
-        if self._connection is None or not self._connection.connected():
-            self._connection = await _connect(self.address, self._patience)
-        written: Mapping[int, Written] = await self._connection.send(
-            ProduceRequest(topic, batches, int(self._patience * 1000))
-        )
+        loop = asyncio.get_running_loop()
+        if self._connection is None or self._connection.lost:
+            async with asyncio.timeout(min(self._patience, CONNECT_SECONDS)):
+                _, self._connection = await loop.create_connection(_Connection, *self.address)
+        self._number = self._number % MAX_NUMBER + 1
+        patience_ms = int(self._patience * 1000)
+        answer = self._connection.ask(produce_request.request(self._number, topic, batches, patience_ms))
+        timer = loop.call_later(self._patience, self._connection.cut)
+        try:
+            number, written = produce_request.answer(await answer)
+        finally:
+            timer.cancel()
+        if number != self._number:
+            raise KafkaConnectionError(f"the broker answered request {number} instead of {self._number}")
         return written
 
     def cut(self) -> None:
         """Give the connection up, and with it a request that is under way."""
         if self._connection is not None:
-            self._connection.close()
+            self._connection.cut()
             self._connection = None
 
 
@@ -141,4 +200,4 @@ class Leaders:
 
 async def _connect(address: Address, patience: float) -> AIOKafkaConnection:
     async with asyncio.timeout(min(patience, CONNECT_SECONDS)):
-        return await create_conn(*address, client_id=CLIENT_ID, request_timeout_ms=int(patience * 1000))
+        return await create_conn(*address, client_id=CLIENT_ID.decode(), request_timeout_ms=int(patience * 1000))
