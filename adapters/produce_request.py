@@ -1,7 +1,7 @@
 """Kafka's Produce request and what answers it, in the one form in which tokens are written: batches of one topic.
 
-A worker that writes ten thousand tokens a second sends some hundred and fifty of these, and aiokafka's schemas make
-three hundred calls for each (docs/measurements.md).
+A worker that writes ten thousand tokens a second sends two hundred of these, and aiokafka's schemas would make
+some hundred and fifty calls for each (docs/measurements.md).
 Source: Kafka's protocol guide, https://kafka.apache.org/protocol, Produce in version 7, which Kafka has since 2.1.
 """
 
