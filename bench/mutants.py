@@ -74,6 +74,20 @@ MUTANTS: Final = (
         ["tests/unit/test_token_log_producer.py"],
     ),
     Mutant(
+        "order: the answer to another request counts",
+        "adapters/leaders.py",
+        "if number != self._number:",
+        "if number < 0:",
+        ["tests/unit/test_broker.py"],
+    ),
+    Mutant(
+        "framing: what looks like a chunk is one, wherever aiohttp stands",
+        "adapters/model_transport.py",
+        " and self._found == content",
+        "",
+        ["tests/unit/test_model_transport.py"],
+    ),
+    Mutant(
         "ack after the end: acknowledged before it is answered",
         "streams/turn_runner.py",
         "        await self._attempt(job)\n        if self._jobs",
