@@ -24,6 +24,8 @@ NOT_COPIED: Final = shutil.ignore_patterns(
 )
 FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 SECONDS: Final = 300
+# A test that waits for ever then fails by name; by a thread, pytest itself would end.
+HANGS_FAIL: Final = ("--timeout=60", "--timeout-method=signal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,7 @@ def lives(mutant: Mutant) -> bool:
             print(f"STALE     {mutant.name}: {mutant.file} has {text.count(mutant.old)} times: {mutant.old}")
             return True
         changed.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *HANGS_FAIL, *mutant.tests]
         # Workers that a test starts have to take the copy's modules, wherever the project is installed.
         environ = os.environ | {"PYTHONPATH": str(copy)}
         try:
