@@ -58,7 +58,7 @@ class Answer:
         self.started_ms = now_ms() - self.asked_at
         self.first_token_ms = 0
         self.gaps = Gaps()
-        self.log = app.services.token_log.append
+        self.write = app.services.token_log.append
         self.finish = "stop"
 
     async def until_ended(self) -> None:
@@ -244,7 +244,7 @@ class Answer:
         """Put a piece into the next frame."""
         if not self.first_token_ms and kind != "citations":
             self.first_token_ms = now_ms() - self.asked_at
-        self.log(self.job.partition, new(Token, (self.question.turn_id, self.epoch, self.seq, kind, text)))
+        self.write(self.job.partition, new(Token, (self.question.turn_id, self.epoch, self.seq, kind, text)))
         self.seq += 1
         self.appended += 1
 

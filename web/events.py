@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from domain.ids import place_of
-from domain.tokens import Kind, Token
+from domain.tokens import Token
 from domain.turns import End, Start
 from streams.records import Question, Turn
 from web.errors import ApiError, bad_input
@@ -117,12 +117,12 @@ class Events:
     def say(self, batch: list[Token]) -> bytes:
         """Return the events of a batch."""
         said = []
-        for _, _, seq, kind, text in batch:
-            if kind == "token":  # nearly all of them
-                said.append(b'id: %d\nevent: token\ndata: {"text":%b}\n\n' % (seq, _json(text)))
+        for token in batch:
+            if token.kind == "token":  # nearly all of them
+                said.append(b'id: %d\nevent: token\ndata: {"text":%b}\n\n' % (token.seq, _json(token.text)))
             else:
-                name, data = event_of(self._turn_id, kind, text)
-                said.append(b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, name.encode(), _json(data)))
+                name, data = event_of(self._turn_id, token)
+                said.append(b"id: %d\nevent: %b\ndata: %b\n\n" % (token.seq, name.encode(), _json(data)))
         return b"".join(said)
 
     def farewell(self, ending: Ending) -> bytes:
@@ -130,21 +130,21 @@ class Events:
         return COME_BACK if ending == "shutdown" else b""
 
 
-def event_of(turn_id: str, kind: Kind, text: str) -> tuple[str, Mapping[str, Any] | list[Any]]:
+def event_of(turn_id: str, token: Token) -> tuple[str, Mapping[str, Any] | list[Any]]:
     """Return a piece's name and data as a native event."""
-    match kind:
+    match token.kind:
         case "token":
-            return "token", {"text": text}
+            return "token", {"text": token.text}
         case "claim":
-            start = msgspec.json.decode(text, type=Start)
+            start = msgspec.json.decode(token.text, type=Start)
             said = {"turn_id": turn_id, "conversation_id": start.conversation_id, "model": start.model}
             return "turn.started", said
         case "citations":
-            return "turn.citations", msgspec.json.decode(text)
+            return "turn.citations", msgspec.json.decode(token.text)
         case "tool":
-            return "turn.tool_calls", {"tool_calls": msgspec.json.decode(text)}
+            return "turn.tool_calls", {"tool_calls": msgspec.json.decode(token.text)}
         case _:
-            end = msgspec.json.decode(text, type=End)
+            end = msgspec.json.decode(token.text, type=End)
             return END_EVENTS[end.outcome], _end(end)
 
 

@@ -271,6 +271,6 @@ def _error(status: int, headers: Mapping[str, str]) -> dict[str, Any]:
 
 def _event(turn_id: str, token: Token) -> bytes:
     """Return an event as a message: its data, with its name, its turn and its number."""
-    name, data = event_of(turn_id, token.kind, token.text)
+    name, data = event_of(turn_id, token)
     fields = {"citations": data} if isinstance(data, list) else data
     return _json({"type": name, "id": token.seq, **fields, "turn_id": turn_id})
